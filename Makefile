@@ -1,0 +1,33 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+# One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
+TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
+
+.PHONY: demo test soak lint wheel clean
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+soak: $(READY)
+	SRGAN_FAST_SOAK=1 $(TEST_ENV) $(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf $(VENV) dist build

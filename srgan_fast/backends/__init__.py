@@ -1,0 +1,72 @@
+"""Where frames are turned into larger frames, and the choice of which backend does it.
+
+A backend accepts or says why not, and how to change that. `auto` takes the first that accepts; a backend that was
+asked for by name never falls back.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from srgan_fast.backends import eager
+from srgan_fast.backends.probe import Ok, Unavailable
+from srgan_fast.errors import BackendUnavailable, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from srgan_fast.weights import Model
+
+_log = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """A network made ready to run on one device in one precision."""
+
+    name: str
+    precision: str
+
+    def run(self, frames: Tensor, out: Tensor, band: int) -> None:
+        """Upscale frames [n, h, w, 3] into `out` [n, h*scale, w*scale, 3], same dtype, on the backend's device.
+
+        `band` is the number of LR rows that the network's tail takes at a time; it changes memory, never a pixel.
+        """
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """How to ask for a backend and how to make it."""
+
+    probe: Callable[[], Ok | Unavailable]
+    create: Callable[[Model, str, str], Backend]
+
+
+# In the order in which `auto` tries them.
+BACKENDS: dict[str, BackendEntry] = {
+    "eager": BackendEntry(eager.probe, eager.EagerBackend),
+}
+
+
+def select(name: str, model: Model, device: str, precision: str) -> Backend:
+    """Make the backend called `name`, or for `auto` the first that accepts.
+
+    Raises:  UsageError for an unknown name; BackendUnavailable with the cause and the cure
+    """
+    if name != "auto":
+        if name not in BACKENDS:
+            raise UsageError(f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}; see srgan-fast check")
+        answer = BACKENDS[name].probe()
+        if isinstance(answer, Unavailable):
+            raise BackendUnavailable(f"backend {name} is not available: {answer.reason}; {answer.fix}")
+        return BACKENDS[name].create(model, device, precision)
+    reasons = []
+    for candidate, entry in BACKENDS.items():
+        answer = entry.probe()
+        if isinstance(answer, Ok):
+            _log.info("backend %s chosen%s", candidate, f"; {'; '.join(reasons)}" if reasons else "")
+            return entry.create(model, device, precision)
+        reasons.append(f"not {candidate}: {answer.reason}")
+    raise BackendUnavailable(f"no backend is available: {'; '.join(reasons)}")

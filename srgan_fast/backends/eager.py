@@ -1,0 +1,124 @@
+"""PyTorch as it is, on any device: batch normalisation folded, channels_last, the tail in bands.
+
+The reduced precisions keep the first and the last convolution and the residual stream in float32: the first is
+0.7% of the work, and the last writes the picture, where bfloat16 would round to less than eight bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from srgan_fast.backends.probe import Ok
+from srgan_fast.errors import BackendUnavailable, UsageError
+from srgan_fast.model import folded, receptive_radius
+from srgan_fast.weights import Model
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+
+
+def probe() -> Ok:
+    """Eager PyTorch runs wherever the package does."""
+    return Ok()
+
+
+def choose_precision(precision: str, device: str) -> str:
+    """What `auto` means on a device: bf16 only on a CPU with AMX, where it is measured to pay; else fp32.
+
+    Raises:  UsageError for an unknown name; BackendUnavailable for fp16 on a CPU
+    """
+    if precision == "auto":
+        amx = device == "cpu" and torch.cpu._is_amx_tile_supported()
+        return "bf16" if amx else "fp32"
+    if precision not in _DTYPES:
+        raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, got {precision!r}")
+    if precision == "fp16" and device == "cpu":
+        raise BackendUnavailable("fp16 is not available on a CPU: it is slower than fp32 there; take fp32 or bf16")
+    return precision
+
+
+def quantise(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in [0, 1] (clamped) to pixels: floor(v*m + 0.5) for integers, unchanged floats otherwise.
+
+    Dtypes:  float32 in; uint8, uint16 or a float type out
+    """
+    if dtype not in LEVELS:
+        return v.clamp_(0, 1).to(dtype)
+    levels = LEVELS[dtype]
+    pixels = v.mul_(levels).clamp_(0, levels).add_(0.5).floor_()
+    return pixels.to(torch.int32).to(dtype) if dtype == torch.uint16 else pixels.to(dtype)
+
+
+class EagerBackend:
+    """A folded copy of the network, run by PyTorch."""
+
+    name = "eager"
+
+    def __init__(self, model: Model, device: str, precision: str) -> None:
+        self.precision = choose_precision(precision, device)
+        self.device, self.info = torch.device(device), model.info
+        network = folded(model.network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.precision != "fp32":
+            _lower(network, _DTYPES[self.precision])
+        self.network = network
+        self.tail_radius = receptive_radius(model.network, tail_only=True) or 0
+
+    def run(self, frames: Tensor, out: Tensor, band: int) -> None:
+        """See `Backend.run`; a band of the whole height is the whole frame at once."""
+        height, scale, halo = frames.shape[1], self.info.scale, self.tail_radius
+        with torch.inference_mode(), _exact_float32(self.device):
+            lr = self._network_input(frames)
+            features = self.network.trunk(lr)  # type: ignore[operator]
+            for top in range(0, height, band):
+                bottom = min(height, top + band)
+                above, below = max(0, top - halo), min(height, bottom + halo)
+                hr = self.network.tail(features[:, :, above:below], lr[:, :, above:below])  # type: ignore[operator]
+                hr = hr[:, :, (top - above) * scale : (bottom - above) * scale].permute(0, 2, 3, 1).float()
+                low, high = self.info.output_range
+                hr = (hr - low).div_(high - low)
+                out[:, top * scale : bottom * scale] = quantise(hr, out.dtype)
+
+    def _network_input(self, frames: Tensor) -> Tensor:
+        # NHWC memory seen as NCHW is channels_last already.
+        lr = frames.permute(0, 3, 1, 2).to(torch.float32)
+        if frames.dtype in LEVELS:
+            lr = lr / LEVELS[frames.dtype]
+        low, high = self.info.input_range
+        return lr if (low, high) == (0.0, 1.0) else lr * (high - low) + low
+
+
+class _exact_float32:
+    """float32 means float32: TF32 off for the time of a run, restored afterwards."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.saved = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self.saved
+
+
+def _lower(network: nn.Module, dtype: torch.dtype) -> None:
+    """Keep the convolutions and PReLUs between the first and the last convolution in `dtype`, each casting its input.
+
+    What is added to the float32 features of the head stays float32, so the residual stream does too.
+    """
+
+    def cast(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0].to(dtype), *args[1:])
+
+    leaves = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.PReLU))]
+    last = max(i for i, leaf in enumerate(leaves) if isinstance(leaf, nn.Conv2d))
+    start = 2 if isinstance(leaves[1], nn.PReLU) else 1
+    for leaf in leaves[start:last]:
+        leaf.to(dtype)
+        leaf.register_forward_pre_hook(cast)
+    leaves[last].register_forward_pre_hook(lambda _, args: (args[0].float(),))

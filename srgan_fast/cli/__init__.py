@@ -1,0 +1,56 @@
+"""The command line: parse -> library call -> print. One module a command; nothing heavy is imported for --help."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from srgan_fast import __version__
+from srgan_fast.cli import bench, check, convert, data, evaluate, train, upscale
+from srgan_fast.errors import MemoryBudgetError, SRGANFastError
+
+app = typer.Typer(
+    name="srgan-fast",
+    help="Super-resolution of photos with SRGAN: upscale, evaluate, train, check.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"srgan-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(upscale.upscale)
+app.command()(evaluate.evaluate)
+app.command()(train.train)
+app.command()(convert.convert)
+app.command()(check.check)
+app.command()(bench.bench)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """The entry point: one line and the documented exit code for every error that is the user's to mend."""
+    try:
+        app()
+    except SRGANFastError as error:
+        print(f"srgan-fast: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except MemoryError:
+        print("srgan-fast: out of memory; give a smaller --memory or --tile", file=sys.stderr)
+        sys.exit(MemoryBudgetError.exit_code)

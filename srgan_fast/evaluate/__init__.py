@@ -1,0 +1,1 @@
+"""Scores with named conventions: metrics, benchmark sets, reports."""

@@ -1,0 +1,1 @@
+"""Training: data -> step -> trainer -> checkpoint."""

@@ -1,0 +1,178 @@
+"""Upscaler: frames of any size in, frames out. Owns layouts, device, memory and the choice of backend."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from srgan_fast.backends import select
+from srgan_fast.errors import ShapeError, UsageError
+from srgan_fast.tiling import Plan, footprint, plan, tiles
+from srgan_fast.weights import Model, load
+
+Layout = Literal["HWC", "NHWC", "CHW", "NCHW"]
+Frames = TypeVar("Frames", Tensor, NDArray[Any])
+
+_INTEGERS = (torch.uint8, torch.uint16)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Upscaler:
+    """A super-resolution network ready to run: call it with frames, get frames `scale` times larger.
+
+    Shapes:  [h, w, 3] or [n, h, w, 3] integers, [3, h, w] or [n, 3, h, w] floats; any other way round by `layout`
+    Dtypes:  uint8, uint16, float16, float32, float64 (bfloat16 as a tensor); numpy arrays or torch tensors
+    Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout)
+    Raises:  ShapeError for frames outside this contract; UsageError, WeightsError, BackendUnavailable,
+             MemoryBudgetError from the choices
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Model = "srresnet_x4",
+        *,
+        backend: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        tile: int | None = None,
+        memory: str | int | None = None,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load(model)
+        self.device = _device(device)
+        self.scale = self.model.info.scale
+        self._backend = select(backend, self.model, self.device, precision)
+        self.backend_name, self.precision = self._backend.name, self._backend.precision
+        self.tile, self.memory_bytes = tile, parse_memory(memory)
+        self._footprint = footprint(self.model.network, 4 if self.precision == "fp32" else 2)
+
+    def plan(self, height: int, width: int, *, itemsize: int = 1) -> Plan:
+        """How a frame of this size will be cut, and the working memory that takes.
+
+        Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
+        """
+        budget = None
+        if self.memory_bytes is not None:
+            # The process as it stands (the frame is in it already), and the result that will be added.
+            result = height * width * self.scale**2 * 3 * itemsize
+            budget = self.memory_bytes - resident_bytes() - result
+        return plan(self._footprint, height, width, tile=self.tile, budget_bytes=budget)
+
+    def __call__(self, frames: Frames, *, layout: Layout | None = None, color: Literal["rgb", "bgr"] = "rgb") -> Frames:
+        """Upscale one frame or a batch; see the class for what it takes."""
+        if color not in ("rgb", "bgr"):
+            raise UsageError(f"expected color rgb or bgr, got {color!r}")
+        tensor = frames if isinstance(frames, Tensor) else _from_numpy(frames)
+        layout = _layout(tensor, layout)
+        nhwc = _to_nhwc(tensor, layout)
+        if color == "bgr":
+            nhwc = nhwc.flip(-1)
+        out = self._run(nhwc.to(self.device).contiguous())
+        if color == "bgr":
+            out = out.flip(-1)
+        result = _from_nhwc(out, layout).to(tensor.device)
+        return result if isinstance(frames, Tensor) else result.numpy()
+
+    def _run(self, frames: Tensor) -> Tensor:
+        n, height, width, _ = frames.shape
+        scale = self.scale
+        cut = self.plan(height, width, itemsize=frames.element_size())
+        out = torch.empty(n, height * scale, width * scale, 3, dtype=frames.dtype, device=frames.device)
+        # One frame at a time: a batch would multiply the memory that was planned, and gains nothing on a CPU.
+        for frame, result in zip(frames.split(1), out.split(1), strict=True):
+            if cut.tile is None or cut.tile >= max(height, width):
+                self._backend.run(frame, result, cut.band)
+                continue
+            for tile in tiles(height, width, cut.tile, self._footprint.radius or 0):
+                y0, y1, x0, x1 = tile.read
+                top, bottom, left, right = tile.keep
+                window = frame[:, y0:y1, x0:x1].contiguous()
+                piece = window.new_empty(1, (y1 - y0) * scale, (x1 - x0) * scale, 3)
+                self._backend.run(window, piece, cut.band)
+                result[:, top * scale : bottom * scale, left * scale : right * scale] = piece[
+                    :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale
+                ]
+        return out
+
+
+def parse_memory(memory: str | int | None) -> int | None:
+    """A memory budget in bytes from '2G', '512M', '800MiB' or a number of bytes.
+
+    Raises:  UsageError for anything else
+    """
+    if memory is None or isinstance(memory, int):
+        return memory
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"expected a memory budget such as 2G or 512M, got {memory!r}")
+    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
+
+
+def resident_bytes() -> int:
+    """The memory that this process holds now; 0 where the system does not say."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def _device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}") from None
+    if kind not in ("cpu", "cuda"):
+        raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device} was asked for, but torch sees no NVIDIA GPU; see srgan-fast check")
+    return device
+
+
+def _from_numpy(frames: object) -> Tensor:
+    if not isinstance(frames, np.ndarray):
+        raise ShapeError(f"expected a numpy array or a torch tensor, got {type(frames).__name__}")
+    try:
+        return torch.from_numpy(np.ascontiguousarray(frames))
+    except TypeError:
+        raise ShapeError(f"expected uint8, uint16 or floating-point frames, got {frames.dtype}") from None
+
+
+def _layout(frames: Tensor, layout: Layout | None) -> Layout:
+    if frames.dtype not in (*_INTEGERS, *_FLOATS):
+        raise ShapeError(f"expected uint8, uint16 or floating-point frames, got {frames.dtype}")
+    shape = tuple(frames.shape)
+    if layout is None:
+        if len(shape) not in (3, 4) or 3 not in (shape[-1], shape[-3]):
+            raise ShapeError(f"expected 3 or 4 dimensions with 3 channels, got {shape}; convert grey or alpha first")
+        last, first = shape[-1] == 3, shape[-3] == 3
+        wanted_last = frames.dtype in _INTEGERS
+        if (last and first) or (wanted_last != last):
+            raise ShapeError(f"the layout of {frames.dtype} frames of shape {shape} is not clear; pass layout=")
+        layout = ("NHWC" if last else "NCHW") if len(shape) == 4 else ("HWC" if last else "CHW")
+    if layout not in ("HWC", "NHWC", "CHW", "NCHW"):
+        raise UsageError(f"expected layout HWC, NHWC, CHW or NCHW, got {layout!r}")
+    if len(shape) != len(layout) or shape[layout.index("C")] != 3:
+        raise ShapeError(f"expected {layout} frames with 3 channels, got shape {shape}")
+    if shape[layout.index("H")] == 0 or shape[layout.index("W")] == 0:
+        raise ShapeError(f"expected frames of at least 1x1 pixel, got shape {shape}")
+    return layout
+
+
+def _to_nhwc(frames: Tensor, layout: Layout) -> Tensor:
+    frames = frames if "N" in layout else frames[None]
+    return frames.permute(0, 2, 3, 1) if layout.endswith("CHW") else frames
+
+
+def _from_nhwc(frames: Tensor, layout: Layout) -> Tensor:
+    frames = frames.permute(0, 3, 1, 2).contiguous() if layout.endswith("CHW") else frames
+    return frames if "N" in layout else frames[0]

@@ -1,0 +1,144 @@
+"""The package as a user meets it: light imports, imports that point one way, a pure wheel that works alone."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "srgan_fast"
+
+# Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.
+LAYERS = [
+    {"errors"},
+    {"model", "resize", "kernels"},
+    {"weights", "community", "features", "image", "tiling"},
+    {"backends"},
+    {"upscaler"},
+    {"evaluate"},
+    {"train", "video"},
+    {"bench"},
+    {"cli"},
+]
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_import_loads_nothing_heavy() -> None:
+    code = "import sys, srgan_fast; print([m for m in ('torch', 'triton', 'av', 'numpy') if m in sys.modules])"
+    assert run(code).stdout.strip() == "[]"
+
+
+def test_help_loads_nothing_heavy_and_is_quick() -> None:
+    code = (
+        "import sys\nsys.argv = ['srgan-fast', '--help']\nfrom srgan_fast.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
+        "print([m for m in ('torch', 'triton', 'av') if m in sys.modules])"
+    )
+    # The best of three: a loaded machine may be slow once, a heavy import is slow every time.
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        result = run(code)
+        seconds.append(time.perf_counter() - start)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip().endswith("[]")
+    assert min(seconds) < 0.5
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> set[str]:
+    """The parts of this package that a file imports, at any depth."""
+    parts = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            assert name.split(".")[0] not in ("kernels", "bench"), f"{path} imports a bare {name}"
+            pieces = name.split(".")
+            if pieces[0] == "srgan_fast" and len(pieces) > 1:
+                parts.add(pieces[1])
+    return parts
+
+
+def sources() -> list[Path]:
+    # The links to kernels/ and bench/ are followed by os.walk only when told to.
+    found = []
+    for folder, _, files in os.walk(PACKAGE, followlinks=True):
+        found += [Path(folder) / name for name in files if name.endswith(".py")]
+    return sorted(found)
+
+
+def test_imports_point_down() -> None:
+    rank = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+    for path in sources():
+        part = part_of(path)
+        if part == "__init__":
+            continue
+        assert part in rank, f"{path} belongs to no layer; add it to LAYERS"
+        for other in imports_of(path) - {part, "__version__"}:
+            if other in rank:
+                assert rank[other] <= rank[part], f"{path} imports {other}, which lies above it"
+
+
+def test_model_is_plain_pytorch() -> None:
+    assert imports_of(PACKAGE / "model.py") <= {"errors"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_wheel_is_pure_python_even_where_nvcc_is(wheel: Path) -> None:
+    assert wheel.name.endswith("-py3-none-any.whl")
+
+
+def test_wheel_has_what_it_needs_and_no_records(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("srgan_fast/py.typed", "srgan_fast/kernels/parity.py", "srgan_fast/bench/record.py"):
+        assert wanted in names
+    assert any(name.startswith("srgan_fast/data/") and name.endswith(".safetensors") for name in names)
+    assert not [name for name in names if "results/" in name or name.startswith("tests/")]
+
+
+def test_wheel_works_alone(wheel: Path, tmp_path: Path) -> None:
+    """Installed by itself: its own code from the wheel, its dependencies borrowed from this environment."""
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(wheel)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        "import numpy, srgan_fast\n"
+        f"assert srgan_fast.__file__.startswith({str(site)!r}), srgan_fast.__file__\n"
+        "print(srgan_fast.Upscaler()(numpy.zeros((5, 7, 3), numpy.uint8)).shape)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.stdout.strip() == "(20, 28, 3)", result.stderr

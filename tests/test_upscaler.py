@@ -1,0 +1,188 @@
+"""Upscaler: what goes in comes out, and no cut changes a pixel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from srgan_fast import Upscaler, weights
+from srgan_fast.backends.eager import quantise
+from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
+from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.tiling import tiles
+from srgan_fast.upscaler import parse_memory
+
+
+def tiny_model(folder: Any, **config: Any) -> weights.Model:
+    """A small generator with statistics that are not those of a fresh network."""
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(**{"blocks": 2, "width": 8, "kernel": 9, **config}))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2)
+    path = folder / "tiny.safetensors"
+    weights.save(path, network, name="tiny", recipe={})
+    return weights.load(path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> weights.Model:
+    return tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def frame(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_equals_the_plain_module(model: weights.Model) -> None:
+    lr = frame(13, 17)
+    with torch.inference_mode():
+        plain = model.network(torch.from_numpy(lr).permute(2, 0, 1)[None].float() / 255)[0]
+    want = ((plain + 1) / 2 * 255).clamp(0, 255).add(0.5).floor().permute(1, 2, 0).numpy().astype(np.uint8)
+    got = Upscaler(model, precision="fp32")(lr)
+    # Folding moves sums by a few units in the last place: at most one level, and only on ties.
+    difference = np.abs(want.astype(int) - got.astype(int))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@settings(max_examples=12, deadline=None)
+@given(height=st.integers(1, 70), width=st.integers(1, 70), tile=st.integers(5, 40), seed=st.integers(0, 99))
+def test_tiled_equals_untiled(
+    model: weights.Model, precision: str, height: int, width: int, tile: int, seed: int
+) -> None:
+    lr = torch.from_numpy(frame(height, width, seed)).permute(2, 0, 1).float() / 255
+    whole = Upscaler(model, precision=precision)(lr)
+    tiled = Upscaler(model, precision=precision, tile=tile)(lr)
+    # The convolution library may take another kernel for another shape: rounding, never a seam.
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    assert (whole - tiled).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (61, 47)])
+def test_bands_equal_the_whole(model: weights.Model, precision: str, shape: tuple[int, int]) -> None:
+    upscaler = Upscaler(model, precision=precision)
+    lr = torch.rand(1, *shape, 3)
+    outs = []
+    for band in (1000, 16, 7):
+        out = torch.empty(1, shape[0] * 4, shape[1] * 4, 3)
+        upscaler._backend.run(lr, out, band)
+        outs.append(out)
+    tolerance = 1e-5 if precision == "fp32" else 2e-2
+    for other in outs[1:]:
+        assert (outs[0] - other).abs().max() <= tolerance
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), size=st.integers(1, 50), halo=st.integers(0, 12))
+def test_tiles_cover_once(height: int, width: int, size: int, halo: int) -> None:
+    seen = np.zeros((height, width), int)
+    for tile in tiles(height, width, size, halo):
+        top, bottom, left, right = tile.keep
+        seen[top:bottom, left:right] += 1
+        y0, y1, x0, x1 = tile.read
+        assert y0 == max(0, top - halo)
+        assert y1 == min(height, bottom + halo)
+        assert x0 == max(0, left - halo)
+        assert x1 == min(width, right + halo)
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("batch", [None, 1, 2])
+def test_what_goes_in_comes_out(model: weights.Model, dtype: Any, batch: int | None) -> None:
+    upscaler = Upscaler(model)
+    integer = np.issubdtype(dtype, np.integer)
+    shape = (6, 5, 3) if integer else (3, 6, 5)
+    larger = (24, 20, 3) if integer else (3, 24, 20)
+    if batch is not None:
+        shape, larger = (batch, *shape), (batch, *larger)
+    frames = (np.random.default_rng(0).random(shape) * (np.iinfo(dtype).max if integer else 1)).astype(dtype)
+    out = upscaler(frames)
+    assert out.shape == larger
+    assert out.dtype == dtype
+    tensor = upscaler(torch.from_numpy(frames))
+    assert isinstance(tensor, torch.Tensor)
+    assert np.array_equal(tensor.numpy(), out)
+
+
+def test_layouts_and_colours_agree(model: weights.Model) -> None:
+    upscaler = Upscaler(model)
+    hwc = frame(9, 11)
+    want = upscaler(hwc)
+    assert np.array_equal(upscaler(hwc[..., ::-1], color="bgr")[..., ::-1], want)
+    assert np.array_equal(upscaler(hwc.transpose(2, 0, 1), layout="CHW").transpose(1, 2, 0), want)
+    assert np.array_equal(upscaler(np.stack([hwc, hwc]))[1], want)
+    assert np.array_equal(upscaler(hwc[::-1, ::-1])[::-1, ::-1].shape, want.shape)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((3, 4, 3), np.uint8),  # fits both readings
+        np.zeros((3, 4, 5), np.uint8),  # integers, channels first
+        np.zeros((4, 5, 3), np.float32),  # floats, channels last
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((0, 5, 3), np.uint8),
+        np.zeros((4, 5, 3), np.int32),
+        np.zeros((4, 5, 3), complex),
+        "a picture",
+    ],
+)
+def test_nothing_is_guessed(model: weights.Model, frames: Any) -> None:
+    with pytest.raises(ShapeError):
+        Upscaler(model)(frames)
+
+
+def test_quantisation_rounds_half_up_and_clamps() -> None:
+    v = torch.tensor([-1.0, 0.0, 0.5 / 255, 1.5 / 255, 1.0, 7.0])
+    assert quantise(v.clone(), torch.uint8).tolist() == [0, 0, 1, 2, 255, 255]
+    assert quantise(v.clone(), torch.uint16)[-1].item() == 65535
+
+
+def test_choices_that_cannot_be(model: weights.Model) -> None:
+    with pytest.raises(UsageError, match="backend"):
+        Upscaler(model, backend="magic")
+    with pytest.raises(UsageError, match="precision"):
+        Upscaler(model, precision="fp64")
+    with pytest.raises(BackendUnavailable, match="fp16"):
+        Upscaler(model, precision="fp16", device="cpu")
+    with pytest.raises(UsageError, match="device"):
+        Upscaler(model, device="tpu")
+    with pytest.raises(UsageError, match="tile"):
+        Upscaler(model, tile=0)(frame(8, 8))
+    with pytest.raises(MemoryBudgetError, match="--memory"):
+        Upscaler(model, memory="1K")(frame(64, 64))
+
+
+@pytest.mark.parametrize(("text", "size"), [("2G", 2 << 30), ("512m", 512 << 20), ("1.5GiB", 3 << 29), ("7", 7)])
+def test_memory_is_read(text: str, size: int) -> None:
+    assert parse_memory(text) == size
+
+
+def test_memory_that_is_none() -> None:
+    with pytest.raises(UsageError, match="2G"):
+        parse_memory("lots")
+
+
+def test_instance_norm_is_never_tiled(tmp_path: Any) -> None:
+    upscaler = Upscaler(tiny_model(tmp_path, norm="instance"), tile=8)
+    with pytest.raises(UsageError, match="whole frame"):
+        upscaler(frame(20, 20))
+    assert upscaler(frame(8, 8)).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("scale", [2, 8])
+def test_other_scales(tmp_path: Any, scale: int) -> None:
+    assert Upscaler(tiny_model(tmp_path, scale=scale))(frame(5, 7)).shape == (5 * scale, 7 * scale, 3)
