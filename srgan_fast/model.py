@@ -6,6 +6,8 @@ no graphs, no branches on the device. Layer shapes follow Ledig et al., figure 4
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,7 +27,8 @@ class GeneratorConfig:
     """The shape of a Generator; what a weights file must say so that the network can be rebuilt.
 
     `norm` is the normalisation in the residual blocks and `skip_end` what follows the convolution that closes the
-    long skip: the paper has batch normalisation in both places.
+    long skip: the paper has batch normalisation in both places. `bias` keeps the convolution's bias before a
+    normalisation; `separable` makes every convolution a depthwise one and a 1x1.
     """
 
     scale: int = 4
@@ -36,6 +39,8 @@ class GeneratorConfig:
     activation: Activation = "none"
     kernel: int = 9
     skip_end: Literal["norm", "none", "prelu"] = "norm"
+    bias: bool = False
+    separable: bool = False
 
     def __post_init__(self) -> None:
         if self.scale not in (2, 4, 8):
@@ -56,16 +61,24 @@ def _norm(kind: Norm, width: int) -> nn.Module:
     return nn.Identity()
 
 
+def _conv(config: GeneratorConfig, inputs: int, outputs: int, kernel: int = 3, *, normed: bool = False) -> nn.Module:
+    bias = config.bias or not normed
+    if config.separable:
+        depthwise = nn.Conv2d(inputs, inputs, kernel, padding=kernel // 2, groups=inputs, bias=bias)
+        return nn.Sequential(depthwise, nn.Conv2d(inputs, outputs, 1, bias=bias))
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+
+
 class ResidualBlock(nn.Module):
     """x + norm(conv(prelu(norm(conv(x))))), 3x3 convolutions."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        width, bias = config.width, config.norm == "none"
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
+        width, normed = config.width, config.norm != "none"
+        self.conv1 = _conv(config, width, width, normed=normed)
         self.norm1 = _norm(config.norm, width)
         self.prelu = _prelu(config.prelu, width)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
+        self.conv2 = _conv(config, width, width, normed=normed)
         self.norm2 = _norm(config.norm, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +90,7 @@ class SubPixelStage(nn.Module):
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(config.width, 4 * config.width, 3, padding=1)
+        self.conv = _conv(config, config.width, 4 * config.width)
         self.shuffle = nn.PixelShuffle(2)
         self.prelu = _prelu(config.prelu, config.width)
 
@@ -96,18 +109,23 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or GeneratorConfig()
-        width, pad = config.width, config.kernel // 2
-        self.head = nn.Sequential(nn.Conv2d(3, width, config.kernel, padding=pad), _prelu(config.prelu, width))
+        width = config.width
+        self.head = nn.Sequential(_conv(config, 3, width, config.kernel), _prelu(config.prelu, width))
         self.body = nn.Sequential(*(ResidualBlock(config) for _ in range(config.blocks)))
         end: nn.Module = nn.Identity()
         if config.skip_end == "norm":
             end = _norm(config.norm, width)
         elif config.skip_end == "prelu":
             end = _prelu(config.prelu, width)
-        bias = config.norm == "none" or config.skip_end != "norm"
-        self.skip = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=bias), end)
+        normed = config.norm != "none" and config.skip_end == "norm"
+        self.skip = nn.Sequential(_conv(config, width, width, normed=normed), end)
         self.upsample = nn.Sequential(*(SubPixelStage(config) for _ in range(int(math.log2(config.scale)))))
-        self.output = nn.Conv2d(width, 3, config.kernel, padding=pad)
+        self.output = _conv(config, width, 3, config.kernel)
+
+    @property
+    def scale(self) -> int:
+        """The enlargement factor."""
+        return self.config.scale
 
     def trunk(self, lr: Tensor) -> Tensor:
         """Everything at LR resolution: [n, 3, h, w] -> [n, width, h, w]."""
@@ -121,3 +139,188 @@ class Generator(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.tail(self.trunk(lr), lr)
+
+
+@dataclass(frozen=True)
+class CompactConfig:
+    """The shape of an SRVGGNetCompact; `activation` is that between its convolutions."""
+
+    scale: int = 4
+    blocks: int = 16
+    width: int = 64
+    activation: Literal["prelu", "relu", "leakyrelu"] = "prelu"
+
+
+class SRVGGNetCompact(nn.Module):
+    """A plain chain of 3x3 convolutions at LR resolution, added to the nearest-neighbour enlargement.
+
+    Shapes:  lr [n, 3, h, w] -> hr [n, 3, h*scale, w*scale]
+    Units:   lr and hr in [0, 1]
+    Source:  Wang et al., arXiv:2107.10833 (Real-ESRGAN), the network of its compact models
+    """
+
+    def __init__(self, config: CompactConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or CompactConfig()
+        layers: list[nn.Module] = []
+        channels = 3
+        for _ in range(config.blocks + 1):
+            layers += [nn.Conv2d(channels, config.width, 3, padding=1), self._activation()]
+            channels = config.width
+        self.body = nn.Sequential(*layers)
+        self.output = nn.Conv2d(channels, 3 * config.scale**2, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(config.scale)
+
+    def _activation(self) -> nn.Module:
+        if self.config.activation == "prelu":
+            return nn.PReLU(self.config.width)
+        return nn.ReLU() if self.config.activation == "relu" else nn.LeakyReLU(0.1)
+
+    @property
+    def scale(self) -> int:
+        """The enlargement factor."""
+        return self.config.scale
+
+    def trunk(self, lr: Tensor) -> Tensor:
+        """Everything but the last convolution: [n, 3, h, w] -> [n, width, h, w]."""
+        return self.body(lr)  # type: ignore[no-any-return]
+
+    def tail(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Features and the frame that they came from -> HR."""
+        base = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
+        return self.shuffle(self.output(features)) + base  # type: ignore[no-any-return]
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.tail(self.trunk(lr), lr)
+
+
+@dataclass(frozen=True)
+class MSRResNetConfig:
+    """The shape of an MSRResNet."""
+
+    scale: int = 4
+    blocks: int = 16
+    width: int = 64
+
+
+class PlainBlock(nn.Module):
+    """x + conv(relu(conv(x))), 3x3 convolutions, no normalisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class MSRResNet(nn.Module):
+    """SRResNet as ESRGAN's authors changed it: no normalisation, 3x3 ends, added to the bilinear enlargement.
+
+    Shapes:  lr [n, 3, h, w] -> hr [n, 3, h*scale, w*scale]; scale 2 or 4
+    Units:   lr and hr in [0, 1]
+    Source:  Wang et al., arXiv:1809.00219, and the MSRResNet of BasicSR and mmagic
+    """
+
+    def __init__(self, config: MSRResNetConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MSRResNetConfig()
+        width = config.width
+        self.head = nn.Conv2d(3, width, 3, padding=1)
+        self.body = nn.Sequential(*(PlainBlock(width) for _ in range(config.blocks)))
+        stages = int(math.log2(config.scale))
+        self.upsample = nn.ModuleList(nn.Conv2d(width, 4 * width, 3, padding=1) for _ in range(stages))
+        self.refine = nn.Conv2d(width, width, 3, padding=1)
+        self.output = nn.Conv2d(width, 3, 3, padding=1)
+
+    @property
+    def scale(self) -> int:
+        """The enlargement factor."""
+        return self.config.scale
+
+    def trunk(self, lr: Tensor) -> Tensor:
+        """Everything at LR resolution: [n, 3, h, w] -> [n, width, h, w]."""
+        return self.body(F.leaky_relu(self.head(lr), 0.1))  # type: ignore[no-any-return]
+
+    def tail(self, features: Tensor, lr: Tensor) -> Tensor:
+        """Features and the frame that they came from -> HR."""
+        for conv in self.upsample:
+            features = F.leaky_relu(F.pixel_shuffle(conv(features), 2), 0.1)
+        hr = self.output(F.leaky_relu(self.refine(features), 0.1))
+        base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
+        return hr + base.to(hr.dtype)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        return self.tail(self.trunk(lr), lr)
+
+
+# The networks that a weights file can name, with the configuration that rebuilds each.
+ARCHITECTURES: dict[str, tuple[type[nn.Module], type[Any]]] = {
+    "srresnet": (Generator, GeneratorConfig),
+    "compact": (SRVGGNetCompact, CompactConfig),
+    "msrresnet": (MSRResNet, MSRResNetConfig),
+}
+
+
+@torch.no_grad()
+def folded(network: nn.Module) -> nn.Module:
+    """A copy for inference in which batch normalisation is part of the convolution that it follows.
+
+    Source:  y = gamma (W x + b - mean) / sqrt(var + eps) + beta, computed in float64 and rounded once
+    """
+    network = copy.deepcopy(network).eval().requires_grad_(False)
+    for module in list(network.modules()):
+        children = list(module.named_children())
+        for (_, conv), (name, norm) in itertools.pairwise(children):
+            # Child order is execution order in every network of this file.
+            if isinstance(conv, nn.Sequential) and len(conv) and isinstance(norm, nn.BatchNorm2d):
+                conv = conv[-1]
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+                continue
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+            bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(gain)
+            bias = (bias - norm.running_mean.double()) * gain + norm.bias.double()
+            dtype = conv.weight.dtype
+            conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
+            conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+            setattr(module, name, nn.Identity())
+    return network
+
+
+def has_global_layers(network: nn.Module) -> bool:
+    """Whether some layer looks at the whole frame, so that no window can stand for it."""
+    return any(isinstance(module, nn.InstanceNorm2d) for module in network.modules())
+
+
+def receptive_radius(network: nn.Module, *, tail_only: bool = False) -> int | None:
+    """How far an output pixel looks, in LR pixels, read off the layers as they run; None if it sees the whole frame.
+
+    Each k x k convolution adds (k-1)/2 pixels of the resolution that it runs at. Branches count as if they were in
+    series, so the figure is exact for a chain with skips and never too small.
+    """
+    if has_global_layers(network):
+        return None
+    size = 8
+    reach = [Fraction(0)]
+
+    def add(conv: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(conv, nn.Conv2d)
+        taps = (conv.kernel_size[0] - 1) * conv.dilation[0]
+        reach[0] += Fraction(taps, 2) * Fraction(size, args[0].shape[-2])
+
+    frame = torch.zeros(1, 3, size, size)
+    with torch.inference_mode():
+        features = None if not tail_only else network.trunk(frame)  # type: ignore[operator]
+        hooks = [m.register_forward_pre_hook(add) for m in network.modules() if isinstance(m, nn.Conv2d)]
+        try:
+            if tail_only:
+                network.tail(features, frame)  # type: ignore[operator]
+            else:
+                network(frame)
+        finally:
+            for hook in hooks:
+                hook.remove()
+    return math.ceil(reach[0])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from srgan_fast.backends.probe import Ok
+from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.model import folded, receptive_radius
 from srgan_fast.weights import Model
@@ -64,6 +65,7 @@ class EagerBackend:
         if self.precision != "fp32":
             _lower(network, _DTYPES[self.precision])
         self.network = network
+        self.low, self.high = (bound.to(self.device) for bound in bounds(model.info.output_range))
         self.tail_radius = receptive_radius(model.network, tail_only=True) or 0
 
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
@@ -76,18 +78,19 @@ class EagerBackend:
                 bottom = min(height, top + band)
                 above, below = max(0, top - halo), min(height, bottom + halo)
                 hr = self.network.tail(features[:, :, above:below], lr[:, :, above:below])  # type: ignore[operator]
-                hr = hr[:, :, (top - above) * scale : (bottom - above) * scale].permute(0, 2, 3, 1).float()
-                low, high = self.info.output_range
-                hr = (hr - low).div_(high - low)
-                out[:, top * scale : bottom * scale] = quantise(hr, out.dtype)
+                hr = hr[:, :, (top - above) * scale : (bottom - above) * scale].float()
+                hr = (hr - self.low).div_(self.high - self.low)
+                out[:, top * scale : bottom * scale] = quantise(hr, out.dtype).permute(0, 2, 3, 1)
 
     def _network_input(self, frames: Tensor) -> Tensor:
         # NHWC memory seen as NCHW is channels_last already.
         lr = frames.permute(0, 3, 1, 2).to(torch.float32)
         if frames.dtype in LEVELS:
             lr = lr / LEVELS[frames.dtype]
-        low, high = self.info.input_range
-        return lr if (low, high) == (0.0, 1.0) else lr * (high - low) + low
+        if self.info.input_range == (0.0, 1.0):
+            return lr
+        low, high = (bound.to(lr.device) for bound in bounds(self.info.input_range))
+        return lr * (high - low) + low
 
 
 class _exact_float32:
