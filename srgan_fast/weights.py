@@ -174,15 +174,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix in (".bin", ".param") and path.with_suffix(".param").is_file():
         return community.read_ncnn(path.with_suffix(".param"), path.with_suffix(".bin")), {}
     try:
-        head = path.open("rb").read(16)
+        with path.open("rb") as file:
+            head = file.read(16)
     except OSError as error:
         raise WeightsError(f"cannot read {path}: {error.strerror}; check the file's permissions") from error
     if not head:
         raise WeightsError(f"expected weights, got an empty file: {path}; fetch it again")
     try:
         if head[8:9] == b"{":
-            with safetensors.safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            with safetensors.safe_open(path, framework="pt") as stored:
+                return {key: stored.get_tensor(key) for key in stored.keys()}, dict(stored.metadata() or {})  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (safetensors.SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         raise WeightsError(_unreadable(path, error)) from error
