@@ -65,7 +65,9 @@ def read(path: Path) -> Picture:
     except InputError:
         raise
     except Image.DecompressionBombError:
-        raise InputError(f"{path} claims more pixels than a picture may have here (178 million); cut it first") from None
+        raise InputError(
+            f"{path} claims more pixels than a picture may have here (178 million); cut it first"
+        ) from None
     except MemoryError:
         raise InputError(f"{path} is too large for this machine's memory") from None
     except Exception as error:
@@ -121,7 +123,9 @@ def write(path: Path, picture: Picture) -> None:
                 os.unlink(part.name)
                 raise
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}; name a folder that can be written") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; name a folder that can be written"
+        ) from error
 
 
 def upscale_picture(picture: Picture, upscale: Callable[[NDArray[Any]], NDArray[Any]]) -> Picture:
@@ -190,7 +194,7 @@ def _is_deep_colour(image: Image.Image, data: bytes) -> bool:
 def _decode_deep(data: bytes, icc: bytes | None) -> Picture:
     import av
 
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frame = next(container.decode(video=0))
     name = frame.format.name
     if name.startswith("ya16"):

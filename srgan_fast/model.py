@@ -130,7 +130,7 @@ class Generator(nn.Module):
     def trunk(self, lr: Tensor) -> Tensor:
         """Everything at LR resolution: [n, 3, h, w] -> [n, width, h, w]."""
         features = self.head(lr)
-        return features + self.skip(self.body(features))  # type: ignore[no-any-return]
+        return features + self.skip(self.body(features))
 
     def tail(self, features: Tensor, lr: Tensor) -> Tensor:
         """Features and the LR frame they came from -> HR; this network does not need the frame again."""
@@ -183,12 +183,12 @@ class SRVGGNetCompact(nn.Module):
 
     def trunk(self, lr: Tensor) -> Tensor:
         """Everything but the last convolution: [n, 3, h, w] -> [n, width, h, w]."""
-        return self.body(lr)  # type: ignore[no-any-return]
+        return self.body(lr)
 
     def tail(self, features: Tensor, lr: Tensor) -> Tensor:
         """Features and the frame that they came from -> HR."""
         base = F.interpolate(lr, scale_factor=self.scale, mode="nearest")
-        return self.shuffle(self.output(features)) + base  # type: ignore[no-any-return]
+        return self.shuffle(self.output(features)) + base
 
     def forward(self, lr: Tensor) -> Tensor:
         return self.tail(self.trunk(lr), lr)
@@ -241,7 +241,7 @@ class MSRResNet(nn.Module):
 
     def trunk(self, lr: Tensor) -> Tensor:
         """Everything at LR resolution: [n, 3, h, w] -> [n, width, h, w]."""
-        return self.body(F.leaky_relu(self.head(lr), 0.1))  # type: ignore[no-any-return]
+        return self.body(F.leaky_relu(self.head(lr), 0.1))
 
     def tail(self, features: Tensor, lr: Tensor) -> Tensor:
         """Features and the frame that they came from -> HR."""
@@ -311,7 +311,7 @@ def receptive_radius(network: nn.Module, *, tail_only: bool = False) -> int | No
         taps = (conv.kernel_size[0] - 1) * conv.dilation[0]
         reach[0] += Fraction(taps, 2) * Fraction(size, args[0].shape[-2])
 
-    frame = torch.zeros(1, 3, size, size)
+    frame = next(network.parameters()).new_zeros(1, 3, size, size)
     with torch.inference_mode():
         features = None if not tail_only else network.trunk(frame)  # type: ignore[operator]
         hooks = [m.register_forward_pre_hook(add) for m in network.modules() if isinstance(m, nn.Conv2d)]

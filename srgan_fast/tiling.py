@@ -7,6 +7,7 @@ border of the frame a window ends where the frame ends, because there the networ
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -94,7 +95,7 @@ def tiles(height: int, width: int, size: int, halo: int) -> Iterator[Tile]:
 def _spans(length: int, size: int) -> list[tuple[int, int]]:
     count = -(-length // size)
     edges = [length * i // count for i in range(count + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,10 @@ def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_b
 
 
 def _tiled(cost: Footprint, height: int, width: int, size: int) -> Plan:
-    reach = size + 2 * (cost.radius or 0)
-    rows, columns = min(height, reach), min(width, reach)
+    halo = cost.radius or 0
+    # The largest window that `tiles` will cut, not the largest that it might.
+    rows, columns = (
+        min(length, max(end - start for start, end in _spans(length, size)) + 2 * halo) for length in (height, width)
+    )
     band = max(_SMALLEST_BAND, int(_BAND_BYTES / (cost.tail_bytes * columns)))
     return Plan(band, size, cost.peak_bytes(rows, columns, band))

@@ -84,7 +84,8 @@ class Upscaler:
         cut = self.plan(height, width, itemsize=frames.element_size())
         out = torch.empty(n, height * scale, width * scale, 3, dtype=frames.dtype, device=frames.device)
         # One frame at a time: a batch would multiply the memory that was planned, and gains nothing on a CPU.
-        for frame, result in zip(frames.split(1), out.split(1), strict=True):
+        for i in range(n):
+            frame, result = frames[i : i + 1], out[i : i + 1]
             if cut.tile is None or cut.tile >= max(height, width):
                 self._backend.run(frame, result, cut.band)
                 continue

@@ -71,9 +71,7 @@ def load(source: str | Path) -> Model:
     if str(source) in bundled():
         path = _BUNDLED / f"{source}.safetensors"
     elif not path.is_file():
-        raise UsageError(
-            f"expected a weights file or one of the bundled models ({', '.join(bundled())}), got {source}; check the name"
-        )
+        raise UsageError(f"expected a weights file or one of the bundled models ({', '.join(bundled())}), got {source}")
     tensors, metadata = read_tensors(path)
     if _KEY in metadata:
         return _ours(path, tensors, metadata[_KEY])
@@ -195,7 +193,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _unreadable(path: Path, error: Exception) -> str:
     if "weights_only" in str(error) or "Unsupported" in str(error):
-        return f"{path} holds Python objects, not only tensors, and loading it could run code; save its state_dict alone"
+        return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path} ({reason})"
 

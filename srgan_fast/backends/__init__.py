@@ -62,7 +62,7 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
         if isinstance(answer, Unavailable):
             raise BackendUnavailable(f"backend {name} is not available: {answer.reason}; {answer.fix}")
         return BACKENDS[name].create(model, device, precision)
-    reasons = []
+    reasons: list[str] = []
     for candidate, entry in BACKENDS.items():
         answer = entry.probe()
         if isinstance(answer, Ok):

@@ -61,7 +61,8 @@ class EagerBackend:
     def __init__(self, model: Model, device: str, precision: str) -> None:
         self.precision = choose_precision(precision, device)
         self.device, self.info = torch.device(device), model.info
-        network = folded(model.network).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network: Any = folded(model.network)
+        network = network.to(self.device, memory_format=torch.channels_last)
         if self.precision != "fp32":
             _lower(network, _DTYPES[self.precision])
         self.network = network
@@ -71,13 +72,13 @@ class EagerBackend:
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """See `Backend.run`; a band of the whole height is the whole frame at once."""
         height, scale, halo = frames.shape[1], self.info.scale, self.tail_radius
-        with torch.inference_mode(), _exact_float32(self.device):
+        with torch.inference_mode(), _ExactFloat32(self.device):
             lr = self._network_input(frames)
-            features = self.network.trunk(lr)  # type: ignore[operator]
+            features = self.network.trunk(lr)
             for top in range(0, height, band):
                 bottom = min(height, top + band)
                 above, below = max(0, top - halo), min(height, bottom + halo)
-                hr = self.network.tail(features[:, :, above:below], lr[:, :, above:below])  # type: ignore[operator]
+                hr = self.network.tail(features[:, :, above:below], lr[:, :, above:below])
                 hr = hr[:, :, (top - above) * scale : (bottom - above) * scale].float()
                 hr = (hr - self.low).div_(self.high - self.low)
                 out[:, top * scale : bottom * scale] = quantise(hr, out.dtype).permute(0, 2, 3, 1)
@@ -93,7 +94,7 @@ class EagerBackend:
         return lr * (high - low) + low
 
 
-class _exact_float32:
+class _ExactFloat32:
     """float32 means float32: TF32 off for the time of a run, restored afterwards."""
 
     def __init__(self, device: torch.device) -> None:

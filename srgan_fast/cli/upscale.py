@@ -21,7 +21,9 @@ def upscale(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The image or the folder to write.")],
     model: Annotated[str, typer.Option(help="A bundled model.")] = "srresnet_x4",
-    weights: Annotated[Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.")
+    ] = None,
     scale: Annotated[int | None, typer.Option(help="Refuse a model of another scale.")] = None,
     backend: Annotated[str, typer.Option(help="auto, eager.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",

@@ -5,8 +5,8 @@ once for each 2x2 block, and each luma is the value that brings RGB closest, giv
 this luma. The SSIM window grows with the height of the image and is cut off at the borders, which is why the paper's
 SSIM is higher than Wang's on tall images.
 
-Written afresh from a description of the tools (png2y4m, dump_psnr, dump_ssim; xiph/daala in 2016), in float64 from the
-standard's coefficients. It gives the 12 nearest and bicubic scores of the paper's Table 2 where those were tried.
+Written afresh from a description of the tools (png2y4m, dump_psnr, dump_ssim of xiph/daala in 2016), in float64 from
+the standard's coefficients. On Set5 it gives the paper's nearest and bicubic scores to the last digit printed there.
 """
 
 from __future__ import annotations
@@ -115,16 +115,17 @@ def _round(x: Floats) -> Floats:
 
 
 @lru_cache(maxsize=16)
-def _dither(height: int, width: int) -> Floats:
-    """What is added to the 16-bit RGB of an image of this size: whole numbers, [h, w, 3]."""
+def _dither(height: int, width: int) -> NDArray[np.int32]:
+    """What is added to the 16-bit RGB of an image of this size: [h, w, 3]."""
     rows, columns = (height + 1) // 2, (width + 1) // 2
     drawn = _deviates(rows * columns * 4).reshape(rows, columns, 2, 2, 3) / np.array(_LARGEST)
     drawn[..., 1:] = drawn[:, :, :1, :1, 1:]  # one chroma deviate for the four pixels of a block
     y, cb, cr = np.moveaxis(drawn.transpose(0, 2, 1, 3, 4).reshape(2 * rows, 2 * columns, 3), -1, 0)
     red = _Y_STEP * y + _C_STEP * _CR_TO_R * cr
+    # The tool adds both chroma deviates to green, where the matrix would take them away; scores depend on it.
     green = _Y_STEP * y - _C_STEP * (_CB_TO_G * cb + _CR_TO_G * cr)
     blue = _Y_STEP * y + _C_STEP * _CB_TO_B * cb
-    dither = _round(np.stack([red, green, blue], axis=-1))[:height, :width].copy()
+    dither = _round(np.stack([red, green, blue], axis=-1))[:height, :width].astype(np.int32)
     dither.flags.writeable = False
     return dither
 

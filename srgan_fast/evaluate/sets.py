@@ -68,9 +68,7 @@ class Collection:
 def _pngs(folder: str, count: int, digests: Sequence[str] = ()) -> tuple[Item, ...]:
     names = [f"img_{number:03}.png" for number in range(1, count + 1)]
     known = list(digests) or [""] * count
-    return tuple(
-        Item(name, f"{_DCSCN}{folder}/{name}", digest) for name, digest in zip(names, known, strict=True)
-    )
+    return tuple(Item(name, f"{_DCSCN}{folder}/{name}", digest) for name, digest in zip(names, known, strict=True))
 
 
 _SET5 = (
@@ -188,7 +186,7 @@ def _download(item: Item, folder: Path) -> None:
         temporary.chmod(0o644)
         temporary.replace(folder / item.name)
     except OSError as error:
-        raise OutputError(f"expected to write {folder / item.name}, got: {error.strerror}; choose another --to") from None
+        raise OutputError(f"expected to write to {folder}, got: {error.strerror}; choose another with --to") from None
     finally:
         if temporary is not None:
             with suppress(OSError):

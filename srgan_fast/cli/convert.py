@@ -1,0 +1,33 @@
+"""srgan-fast convert: a checkpoint of another project -> a weights file of this one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from srgan_fast.errors import OutputError, UsageError
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="A .pth, .pt, .safetensors, or ncnn .bin with .param.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
+    name: Annotated[str | None, typer.Option(help="The model's name (default: that of the file).")] = None,
+) -> None:
+    """Recognise a generator and write it as safetensors with its metadata; code in a checkpoint is never run."""
+    if target.suffix != ".safetensors":
+        raise UsageError(f"expected an output called *.safetensors, got {target.name}")
+    if not target.parent.is_dir():
+        raise OutputError(f"the folder of {target} does not exist; make it first")
+    if target.exists() and target.samefile(source):
+        raise UsageError(f"the input and the output are the same: {source}; name another output")
+    from srgan_fast import weights
+
+    info = weights.convert(source, target, name)
+    shape = ", ".join(f"{key} {value}" for key, value in info.config.items())
+    print(f"{info.source}: {info.architecture} ({shape})")
+    print(f"input {info.input_range}, output {info.output_range}")
+    for assumption in info.assumptions:
+        print(f"assumed: {assumption}")
+    print(f"-> {target} (digest {info.digest[:16]})")

@@ -1,0 +1,340 @@
+"""Weights: what is saved comes back, what is damaged is refused, what others trained is recognised."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srgan_fast import weights
+from srgan_fast.errors import OutputError, SRGANFastError, UsageError, WeightsError
+from srgan_fast.model import (
+    CompactConfig,
+    Generator,
+    GeneratorConfig,
+    MSRResNet,
+    MSRResNetConfig,
+    SRVGGNetCompact,
+    folded,
+    receptive_radius,
+)
+
+TINY: dict[str, Any] = {"blocks": 2, "width": 8}
+
+
+def generator(**config: Any) -> Generator:
+    torch.manual_seed(1)
+    return Generator(GeneratorConfig(**{**TINY, **config})).eval()
+
+
+# Our names -> the names of each project, in the order in which that project registers its modules.
+DIALECTS: dict[str, tuple[dict[str, Any], Callable[[str], str]]] = {
+    "leftthomas": (
+        {"bias": True, "activation": "tanh", "skip_end": "prelu"},
+        lambda key: rename(
+            key,
+            (r"head\.", "block1."),
+            (r"body\.(\d+)\.norm", lambda m: f"block{int(m[1]) + 2}.bn"),
+            (r"body\.(\d+)\.", lambda m: f"block{int(m[1]) + 2}."),
+            (r"skip\.", "block7."),
+            (r"upsample\.", "block8."),
+            (r"output\.", "block8.2."),
+        ),
+    ),
+    "Lornatang": (
+        {},
+        lambda key: rename(
+            key,
+            (r"head\.", "conv_block1."),
+            (r"body\.(\d+)\.conv1", r"trunk.\1.rcb.0"),
+            (r"body\.(\d+)\.norm1", r"trunk.\1.rcb.1"),
+            (r"body\.(\d+)\.prelu", r"trunk.\1.rcb.2"),
+            (r"body\.(\d+)\.conv2", r"trunk.\1.rcb.3"),
+            (r"body\.(\d+)\.norm2", r"trunk.\1.rcb.4"),
+            (r"skip\.", "conv_block2."),
+            (r"upsample\.(\d)\.conv", r"upsampling.\1.upsample_block.0"),
+            (r"upsample\.(\d)\.prelu", r"upsampling.\1.upsample_block.2"),
+            (r"output\.", "conv_block3."),
+        ),
+    ),
+    "sgrvinod": (
+        {"bias": True, "activation": "tanh"},
+        lambda key: rename(
+            key,
+            (r"head\.", "conv_block1.conv_block."),
+            (r"body\.(\d+)\.conv([12])", r"residual_blocks.\1.conv_block\2.conv_block.0"),
+            (r"body\.(\d+)\.norm([12])", r"residual_blocks.\1.conv_block\2.conv_block.1"),
+            (r"body\.(\d+)\.prelu", r"residual_blocks.\1.conv_block1.conv_block.2"),
+            (r"skip\.", "conv_block2.conv_block."),
+            (r"upsample\.", "subpixel_convolutional_blocks."),
+            (r"output\.", "conv_block3.conv_block.0."),
+        ),
+    ),
+    "goldhuang": (
+        {"bias": True, "activation": "tanh", "skip_end": "prelu"},
+        lambda key: rename(
+            key,
+            (r"head\.", "conv1."),
+            (r"body\.(\d+)\.conv1", lambda m: f"residual{int(m[1]) + 1}.net.0"),
+            (r"body\.(\d+)\.norm1", lambda m: f"residual{int(m[1]) + 1}.net.1"),
+            (r"body\.(\d+)\.prelu", lambda m: f"residual{int(m[1]) + 1}.net.2"),
+            (r"body\.(\d+)\.conv2", lambda m: f"residual{int(m[1]) + 1}.net.3"),
+            (r"body\.(\d+)\.norm2", lambda m: f"residual{int(m[1]) + 1}.net.4"),
+            (r"skip\.", "conv2."),
+            (r"upsample\.(\d)\.conv", r"upsample.\1.net.0"),
+            (r"upsample\.(\d)\.prelu", r"upsample.\1.net.2"),
+            (r"output\.", "upsample.2."),
+        ),
+    ),
+    "Swift-SRGAN": (
+        {"activation": "tanh", "separable": True, "prelu": "channel"},
+        lambda key: rename(
+            key,
+            (r"head\.1", "initial.act"),
+            (r"head\.0\.0", "initial.cnn.depthwise"),
+            (r"head\.0\.1", "initial.cnn.pointwise"),
+            (r"body\.(\d+)\.conv([12])\.0", r"residual.\1.block\2.cnn.depthwise"),
+            (r"body\.(\d+)\.conv([12])\.1", r"residual.\1.block\2.cnn.pointwise"),
+            (r"body\.(\d+)\.norm([12])", r"residual.\1.block\2.bn"),
+            (r"body\.(\d+)\.prelu", r"residual.\1.block1.act"),
+            (r"skip\.0\.0", "convblock.cnn.depthwise"),
+            (r"skip\.0\.1", "convblock.cnn.pointwise"),
+            (r"skip\.1", "convblock.bn"),
+            (r"upsample\.(\d)\.conv\.0", r"upsampler.\1.conv.depthwise"),
+            (r"upsample\.(\d)\.conv\.1", r"upsampler.\1.conv.pointwise"),
+            (r"upsample\.(\d)\.prelu", r"upsampler.\1.act"),
+            (r"output\.0", "final_conv.depthwise"),
+            (r"output\.1", "final_conv.pointwise"),
+        ),
+    ),
+    "Fast-SRGAN": (
+        {"norm": "instance", "activation": "tanh", "kernel": 3},
+        lambda key: "_orig_mod."
+        + rename(
+            key,
+            (r"head\.", "neck."),
+            (r"body\.", "stem."),
+            (r"skip\.", "bottleneck."),
+            (r"upsample\.", "upsampling."),
+            (r"output\.", "head.0."),
+        ),
+    ),
+}
+
+
+def rename(key: str, *rules: tuple[str, Any]) -> str:
+    for pattern, name in rules:
+        if re.match(pattern, key):
+            return re.sub(pattern, name, key, count=1)
+    raise AssertionError(key)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str) -> None:
+    config, renamed = DIALECTS[name]
+    network = generator(**config)
+    path = tmp_path / "foreign.pth"
+    torch.save({"state_dict": {renamed(key): value for key, value in network.state_dict().items()}}, path)
+    model = weights.load(path)
+    assert name in model.info.source
+    lr = torch.rand(1, 3, 9, 7)
+    with torch.inference_mode():
+        assert torch.equal(model.network(lr), network(lr))
+
+
+def test_a_file_with_strange_names_is_told_by_its_tensors(tmp_path: Path) -> None:
+    network = generator(blocks=11)  # sorted names put layer 10 before layer 2
+    names = {f"layer{index}.{key.rpartition('.')[2]}" for index, key in enumerate(network.state_dict())}
+    assert len(names) == len(network.state_dict())
+    prefixes: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        prefixes.setdefault(prefix, f"layer{len(prefixes)}")
+        tensors[f"{prefixes[prefix]}.{leaf}"] = value
+    safetensors.torch.save_file(tensors, tmp_path / "strange.safetensors")
+    model = weights.load(tmp_path / "strange.safetensors")
+    assert model.info.config["blocks"] == 11
+    assert model.info.assumptions
+    for key, value in network.state_dict().items():
+        if "num_batches" not in key:
+            assert torch.equal(model.network.state_dict()[key], value)
+
+
+def test_compact_and_msrresnet_are_recognised(tmp_path: Path) -> None:
+    compact = SRVGGNetCompact(CompactConfig(blocks=2, width=8)).eval()
+    count = len(compact.body)
+    tensors = {key.replace("output", f"body.{count}"): value for key, value in compact.state_dict().items()}
+    torch.save({"params_ema": tensors}, tmp_path / "compact.pth")
+    plain = MSRResNet(MSRResNetConfig(blocks=2, width=8)).eval()
+    names = {"head": "conv_first", "upsample.0": "upconv1", "upsample.1": "upconv2", "refine": "conv_hr"}
+    names |= {"output": "conv_last"}
+    tensors = {}
+    for key, value in plain.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        tensors[f"{names.get(prefix, prefix)}.{leaf}"] = value
+    torch.save({"params": tensors}, tmp_path / "plain.pth")
+    lr = torch.rand(1, 3, 6, 5)
+    for file, network in (("compact.pth", compact), ("plain.pth", plain)):
+        with torch.inference_mode():
+            assert torch.equal(weights.load(tmp_path / file).network(lr), network(lr))
+
+
+def test_ncnn_files_are_read(tmp_path: Path) -> None:
+    compact = SRVGGNetCompact(CompactConfig(blocks=1, width=5, scale=2)).eval().half().float()
+    lines, data = [], b""
+    for module in [*compact.body, compact.output]:
+        if isinstance(module, torch.nn.Conv2d):
+            weight = module.weight.detach().numpy().astype("<f2").tobytes()
+            data += (0x01306B47).to_bytes(4, "little") + weight + b"\0" * (-len(weight) % 4)
+            data += module.bias.detach().numpy().astype("<f4").tobytes()  # type: ignore[union-attr]
+            lines.append(f"Convolution c 1 1 a b 0={module.out_channels} 1=3 6={module.weight.numel()}")
+        else:
+            data += module.weight.detach().numpy().astype("<f4").tobytes()  # type: ignore[operator,union-attr]
+            lines.append("PReLU p 1 1 a b 0=5")
+    (tmp_path / "net.param").write_text("\n".join(["7767517", "9 9", "Input i 0 1 a", *lines]))
+    (tmp_path / "net.bin").write_bytes(data)
+    lr = torch.rand(1, 3, 6, 5)
+    with torch.inference_mode():
+        assert torch.equal(weights.load(tmp_path / "net.bin").network(lr), compact(lr))
+    (tmp_path / "net.bin").write_bytes(data[:-4])
+    with pytest.raises(WeightsError, match="ncnn"):
+        weights.load(tmp_path / "net.bin")
+
+
+def test_what_is_saved_comes_back(tmp_path: Path) -> None:
+    network = generator()
+    saved = weights.save(tmp_path / "a.safetensors", network, name="a", recipe={"steps": 3})
+    model = weights.load(tmp_path / "a.safetensors")
+    assert model.info == saved
+    assert model.info.recipe == {"steps": 3}
+    assert not model.network.training
+    for key, value in network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[key], value)
+    again = weights.convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    assert again.digest == saved.digest
+    assert sorted(os.listdir(tmp_path)) == ["a.safetensors", "b.safetensors"]
+
+
+def test_bundled_weights_load() -> None:
+    assert "srresnet_x4" in weights.bundled()
+    assert weights.load("srresnet_x4").info.config["blocks"] == 16
+
+
+def test_a_name_that_is_nothing() -> None:
+    with pytest.raises(UsageError, match="srresnet_x4"):
+        weights.load("no_such_model")
+
+
+def test_weights_of_another_network(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(3, 4).state_dict(), tmp_path / "linear.pth")
+    with pytest.raises(WeightsError, match="Swift-SRGAN"):
+        weights.convert(tmp_path / "linear.pth", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("evil-was-run",)
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "evil.pth").write_bytes(pickle.dumps({"model": Evil()}))
+    torch.save({"model": Evil()}, tmp_path / "evil2.pth")
+    for name in ("evil.pth", "evil2.pth"):
+        with pytest.raises(WeightsError):
+            weights.load(tmp_path / name)
+    assert not (tmp_path / "evil-was-run").exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"):
+        weights.save(tmp_path / "no" / "a.safetensors", generator(), name="a", recipe={})
+
+
+def damaged(data: bytes, draw: Any) -> bytes:
+    kind = draw(st.sampled_from(["cut", "flip", "noise", "empty"]))
+    if kind == "cut":
+        return data[: draw(st.integers(0, len(data) - 1))]
+    if kind == "flip":
+        at = draw(st.integers(0, len(data) - 1))
+        return data[:at] + bytes([data[at] ^ draw(st.integers(1, 255))]) + data[at + 1 :]
+    return draw(st.binary(max_size=300)) if kind == "noise" else b""
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
+    path = tmp_path / f"good{suffix}"
+    network = generator(blocks=1, width=2)
+    if suffix == ".pth":
+        torch.save(network.state_dict(), path)
+    else:
+        weights.save(path, network, name="good", recipe={})
+    bad = tmp_path / f"bad{suffix}"
+    bad.write_bytes(damaged(path.read_bytes(), data.draw))
+    try:
+        model = weights.load(bad)
+    except SRGANFastError as error:
+        assert "\n" not in str(error)
+    else:
+        # A flipped bit may sit in padding or in the pickle's unused parts; ours carry a digest and cannot differ.
+        if suffix == ".safetensors":
+            assert model.info.digest == weights.digest(model.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"norm": "none"}, {"bias": True}, {"separable": True}, {"skip_end": "prelu"}, {"prelu": "channel"}]
+)
+def test_folding_changes_rounding_only(config: dict[str, Any]) -> None:
+    network = generator(**config).double()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.uniform_(module.weight, -1.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    lr = torch.rand(1, 3, 8, 9, dtype=torch.float64)
+    with torch.inference_mode():
+        plain, fast = network(lr), folded(network)
+        assert not [m for m in fast.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert (fast(lr) - plain).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("config", "radius"), [({"blocks": 16}, 40), ({"blocks": 2}, 12), ({"scale": 2}, 12)])
+def test_the_radius_is_how_far_a_pixel_looks(config: dict[str, Any], radius: int) -> None:
+    assert receptive_radius(generator(**config)) == radius
+
+
+def test_nothing_beyond_the_radius_matters() -> None:
+    network = generator(blocks=1).double()
+    radius = receptive_radius(network)
+    assert radius is not None
+    size = 2 * radius + 9
+    lr = torch.rand(1, 3, size, size, dtype=torch.float64, requires_grad=True)
+    centre = size // 2
+    network(lr)[..., 4 * centre : 4 * centre + 4, 4 * centre : 4 * centre + 4].sum().backward()
+    assert lr.grad is not None
+    touched = np.argwhere(lr.grad[0].abs().sum(0).numpy() > 0)
+    assert np.abs(touched - centre).max() == radius
+
+
+def test_real_checkpoints(shared_data: Path) -> None:
+    folder = shared_data / "weights"
+    for name, blocks in (("leftthomas_srgan_x4_b5.pth", 5), ("leftthomas_srgan_x2_b5.pth", 5),
+                         ("kodeking_srgan_x4_b5.pth", 5), ("hasnainraz_fastsrgan_x4_b8.pt", 8),
+                         ("realesr-animevideov3-x4.bin", 16)):  # fmt: skip
+        assert weights.load(folder / name).info.config["blocks"] == blocks
