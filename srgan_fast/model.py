@@ -255,6 +255,39 @@ class MSRResNet(nn.Module):
         return self.tail(self.trunk(lr), lr)
 
 
+class Discriminator(nn.Module):
+    """The discriminator of SRGAN: is this a photograph, or did the generator make it?
+
+    Shapes:  [n, 3, h, w] -> logits [n]; dense layers of the paper see 6x6 maps, those of a 96x96 crop. Other crops are
+             averaged to 6x6 first, which changes nothing at 96.
+    Units:   images in [-1, 1]
+    Source:  Ledig et al., arXiv:1609.04802, figure 4
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for outputs, stride in zip((1, 1, 2, 2, 4, 4, 8, 8), (1, 2) * 4, strict=True):
+            first = channels == 3
+            layers.append(nn.Conv2d(channels, outputs * width, 3, stride=stride, padding=1, bias=first))
+            channels = outputs * width
+            if not first:
+                layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.LeakyReLU(0.2))
+        self.features = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(6))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * 36, 16 * width), nn.LeakyReLU(0.2), nn.Linear(16 * width, 1)
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.features(image))[:, 0]
+
+    def probability(self, image: Tensor) -> Tensor:
+        """The paper's sigmoid: the probability that an image is a photograph."""
+        return torch.sigmoid(self(image))
+
+
 # The networks that a weights file can name, with the configuration that rebuilds each.
 ARCHITECTURES: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "srresnet": (Generator, GeneratorConfig),

@@ -1,4 +1,4 @@
-"""`srgan-fast evaluate` and `srgan-fast data`: pairing, results, report, digests, and what they say when they cannot."""
+"""`srgan-fast evaluate` and `srgan-fast data`: pairing, results, report, digests, and what they say in trouble."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
 from srgan_fast.evaluate.metrics import score
 from srgan_fast.evaluate.report import Report
-from srgan_fast.model import Generator
+from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 
 
@@ -53,11 +53,13 @@ def hr_folder(tmp_path: Path) -> Path:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["srgan-fast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
+        try:
             main()
-            raise SystemExit(0)
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
         out, err = capsys.readouterr()
-        return int(stop.value.code or 0), out, err
+        return code, out, err
 
     return call
 
@@ -101,7 +103,7 @@ def test_an_infinite_psnr_is_null_with_a_note(tmp_path: Path) -> None:
 def tiny(tmp_path: Path) -> Path:
     torch.manual_seed(3)
     path = tmp_path / "tiny.safetensors"
-    weights.save(path, Generator(scale=2, blocks=2, width=8).eval(), name="tiny", recipe={})
+    weights.save(path, Generator(GeneratorConfig(scale=2, blocks=2, width=8)).eval(), name="tiny", recipe={})
     return path
 
 
@@ -323,7 +325,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, dict[str, tuple[int, bytes, in
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever)
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}/", pages
         httpd.shutdown()

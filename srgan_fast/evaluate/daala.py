@@ -5,8 +5,10 @@ once for each 2x2 block, and each luma is the value that brings RGB closest, giv
 this luma. The SSIM window grows with the height of the image and is cut off at the borders, which is why the paper's
 SSIM is higher than Wang's on tall images.
 
-Written afresh from a description of the tools (png2y4m, dump_psnr, dump_ssim of xiph/daala in 2016), in float64 from
-the standard's coefficients. On Set5 it gives the paper's nearest and bicubic scores to the last digit printed there.
+Written afresh in float64 from a description of the tools (png2y4m, dump_psnr, dump_ssim of xiph/daala in 2016) and
+the standard's coefficients; two things that the description leaves open, the sign of the chroma dither on green and
+odd sizes, are as the source of png2y4m (BSD-2-Clause) has them. On Set5 it gives the paper's nearest and bicubic
+scores to the last digit printed there.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
         for y in (low, low + 1)
     )
     odd_tie = (error_high == error_low) & (low % 2 == 1)
-    return (low + ((error_high < error_low) | odd_tie) + 16).astype(np.uint8)
+    chosen: Floats = low + ((error_high < error_low) | odd_tie) + 16
+    return chosen.astype(np.uint8)
 
 
 def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
@@ -111,7 +114,8 @@ def _along(x: Floats, taps: Floats, axis: int) -> Floats:
 
 def _round(x: Floats) -> Floats:
     """To the nearest integer, halves away from zero."""
-    return np.copysign(np.floor(np.abs(x) + 0.5), x)
+    rounded: Floats = np.copysign(np.floor(np.abs(x) + 0.5), x)
+    return rounded
 
 
 @lru_cache(maxsize=16)
@@ -147,7 +151,8 @@ def _deviates(count: int) -> Floats:
             if position == needed:
                 break
     uniform = np.array(kept, dtype=np.int64).reshape(count, 3, 2) % np.array(sizes)[:, None]
-    return (uniform[..., 0] - uniform[..., 1]).astype(np.float64)
+    deviates: NDArray[np.int64] = uniform[..., 0] - uniform[..., 1]
+    return deviates.astype(np.float64)
 
 
 def kiss99(count: int) -> Words:

@@ -202,9 +202,11 @@ def _chunks(item: Item) -> Iterator[bytes]:
                 received += len(chunk)
                 yield chunk
             reason = f"{received} of {length} bytes" if length and received != int(length) else ""
+    except urllib.error.HTTPError as error:
+        error.close()
+        reason = f"HTTP {error.code} {error.reason}"
     except (OSError, http.client.HTTPException) as error:
-        cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        reason = str(cause) or type(cause).__name__
+        reason = str(error.reason if isinstance(error, urllib.error.URLError) else error) or type(error).__name__
     if reason:
         raise InputError(
             f"expected to fetch {item.url} ({item.expected}), got: {reason}; "

@@ -25,7 +25,7 @@ class TrainConfig:
     adversarial_weight: float = 1e-3
     vgg_reduction: Literal["paper", "mean"] = "paper"
     vgg_input: Literal["torchvision", "caffe"] = "torchvision"
-    degradation: Literal["bicubic", "gaussian", "pairs"] = "bicubic"
+    degradation: Literal["bicubic", "gaussian"] = "bicubic"
     blur_sigma: float = 1.0
     crop: int = 96
     batch: int = 16
@@ -67,11 +67,12 @@ PRESETS: dict[str, TrainConfig] = {
         generator=GeneratorConfig(norm="none"),
         init="interpolating",
         batch=8,
-        steps=12_000,
-        learning_rate=5e-4,
+        steps=4_500,
+        learning_rate=8e-4,
         final_learning_rate=1e-6,
         decay="cosine",
         warmup=200,
+        clip=0.1,
         precision="bf16",
     ),
 }

@@ -1,14 +1,17 @@
-"""One optimiser update as a function of (lr, hr)."""
+"""One training step as a function of (lr, hr, step): EagerStep, plain PyTorch on any device."""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srgan_fast.model import Generator
+from srgan_fast.model import Discriminator, Generator, SubPixelStage
+from srgan_fast.train import losses
 from srgan_fast.train.config import TrainConfig
 
 
@@ -25,65 +28,108 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return start
 
 
-@torch.no_grad()
-def interpolating_init(generator: Generator) -> None:
-    """Weights under which the network starts as bilinear interpolation plus residual branches that start at zero.
-
-    Three feature maps carry the colours from the head to the output (PReLU passes them, being positive); every other
-    map starts at random and may add to the picture at once. Training then has only detail to learn, which turns the
-    first thousands of steps of a short run into tens. For networks without normalisation.
-    """
-    colours = range(3)
-    centre = generator.config.kernel // 2
-    head, output = generator.head[0], generator.output
-    for c in colours:
-        head.weight[c].zero_()
-        head.weight[c, c, centre, centre] = 1
-        head.bias[c] = 0
-    for block in generator.body:
-        nn.init.zeros_(block.conv2.weight)
-        nn.init.zeros_(block.conv2.bias)
-    generator.skip[0].weight[:3].zero_()
-    generator.skip[0].bias[:3].zero_()
-    near, far = 0.75, 0.25  # bilinear x2: the sub-pixel lies a quarter from its own pixel
-    taps = (torch.tensor([far, near, 0.0]), torch.tensor([0.0, near, far]))
-    for stage in generator.upsample:
-        for c in colours:
-            for phase in range(4):
-                row = 4 * c + phase
-                stage.conv.weight[row].zero_()
-                stage.conv.weight[row, c] = torch.outer(taps[phase // 2], taps[phase % 2])
-                stage.conv.bias[row] = 0
-    output.weight.mul_(0.1)
-    for c in colours:
-        output.weight[c, :3].zero_()
-        output.weight[c, c, centre, centre] = 2  # [0, 1] to [-1, 1]
-        output.bias[c] = -1
+def bf16_pays(precision: str) -> bool:
+    """Whether to compute in bfloat16: as asked, or for `auto` where the CPU has AMX."""
+    return precision == "bf16" or (precision == "auto" and torch.cpu._is_amx_tile_supported())
 
 
 class EagerStep:
-    def __init__(self, generator: nn.Module, config: TrainConfig) -> None:
-        self.generator = generator.to(memory_format=torch.channels_last).train()
-        self.config = config
-        self.rate = torch.tensor(config.learning_rate)
-        self.optimiser = torch.optim.Adam(self.generator.parameters(), lr=self.rate, betas=(0.9, 0.999), fused=True)
+    """Update the discriminator if there is one, then the generator, then the moving average of the generator.
+
+    `content` maps (sr, hr) to a scalar. The networks are moved to channels_last and trained in place.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        content: Callable[[Tensor, Tensor], Tensor],
+        config: TrainConfig,
+        discriminator: Discriminator | None = None,
+    ) -> None:
+        self.config, self.content = config, content
+        self.generator, self.discriminator = _prepare(generator), discriminator and _prepare(discriminator)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
+        # The rate lives in a tensor, which a captured graph can read too.
+        self.rate = torch.tensor(config.learning_rate)
+        self.optimisers = {"generator": self._adam(self.generator)}
+        if self.discriminator is not None:
+            self.optimisers["discriminator"] = self._adam(self.discriminator)
+
+    def _adam(self, network: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(network.parameters(), lr=self.rate, betas=(0.9, 0.999), fused=True)
 
     def __call__(self, lr: Tensor, hr: Tensor, step: int) -> dict[str, Tensor]:
+        """Make one step and return its loss terms as detached scalars.
+
+        Shapes:  lr [n, 3, h, w], hr [n, 3, h*scale, w*scale]
+        Units:   lr in [0, 1], hr in [-1, 1]
+        """
         self.rate.fill_(learning_rate(self.config, step))
         lr = lr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bf16"):
+        hr = hr.contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(self.config.precision)):
             sr = self.generator(lr)
-        loss = ((sr.float() - hr) ** 2).mean()
-        self.optimiser.zero_grad()
-        loss.backward()
+            terms: dict[str, Tensor] = {}
+            if self.discriminator is not None:
+                judged = losses.discriminator(self.discriminator(hr), self.discriminator(sr.detach()))
+                self._update("discriminator", self.discriminator, judged)
+                terms["discriminator"] = judged.detach()
+            terms |= self.generator_terms(sr, hr)
+        total = terms["content"]
+        if "adversarial" in terms:
+            total = total + self.config.adversarial_weight * terms["adversarial"]
+        self._update("generator", self.generator, total)
+        self._follow(step)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def generator_terms(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
+        """The terms of the generator's loss, unweighted, with gradients."""
+        terms = {"content": self.content(sr, hr)}
+        if self.discriminator is not None:
+            terms["adversarial"] = losses.adversarial(self.discriminator(sr))
+        return terms
+
+    def _update(self, name: str, network: nn.Module, loss: Tensor) -> None:
+        optimiser = self.optimisers[name]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward(inputs=list(network.parameters()))
         if self.config.clip:
-            nn.utils.clip_grad_norm_(self.generator.parameters(), self.config.clip, foreach=True)
-        self.optimiser.step()
+            nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
+        optimiser.step()
+
+    @torch.no_grad()
+    def _follow(self, step: int) -> None:
+        # A young average would remember the initial weights: the window grows with the run.
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mine, new in zip(self.average.parameters(), self.generator.parameters()):
-                mine.lerp_(new, 1 - decay)
-            for mine, new in zip(self.average.buffers(), self.generator.buffers()):
-                mine.copy_(new)
-        return {"content": loss.detach()}
+        for mine, new in zip(self.average.parameters(), self.generator.parameters(), strict=True):
+            mine.lerp_(new, 1 - decay)
+        for mine, new in zip(self.average.buffers(), self.generator.buffers(), strict=True):
+            mine.copy_(new)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on, and the random state of the process."""
+        state: dict[str, Any] = {
+            "generator": self.generator.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "random": torch.get_rng_state(),
+        }
+        if self.discriminator is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go back to what `state` returned."""
+        self.generator.load_state_dict(state["generator"])
+        self.average.load_state_dict(state["average"])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+            for group in optimiser.param_groups:
+                group["lr"] = self.rate  # loading made a copy
+        torch.set_rng_state(state["random"])
+
+
+def _prepare(network: Any) -> Any:
+    return network.to(memory_format=torch.channels_last).train()

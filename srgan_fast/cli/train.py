@@ -1,0 +1,84 @@
+"""srgan-fast train: a folder of images in, checkpoints and weights out."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from srgan_fast.errors import UsageError
+
+
+def train(
+    data: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, searched to its depths.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.")],
+    preset: Annotated[str, typer.Option(help="A recipe; see the README.")] = "paper-srresnet-mse",
+    name: Annotated[str, typer.Option(help="The name of the weights file.")] = "model",
+    init: Annotated[Path | None, typer.Option(help="A generator to start from (needed by the srgan stage).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
+    validation: Annotated[Path | None, typer.Option(help="A folder of HR images to score on.")] = None,
+    vgg_weights: Annotated[Path | None, typer.Option(help="torchvision's vgg19 file.")] = None,
+    squeezenet_weights: Annotated[Path | None, typer.Option(help="A SqueezeNet 1.0 file.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    crop: Annotated[int | None, typer.Option(help="HR pixels a side, instead of the preset's.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
+    clip: Annotated[float | None, typer.Option(help="Largest gradient norm, instead of the preset's.")] = None,
+    content: Annotated[str | None, typer.Option(help="mse, vgg22, vgg54 or squeezenet.")] = None,
+    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
+    blocks: Annotated[int | None, typer.Option(help="Residual blocks, instead of the preset's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Feature maps, instead of the preset's.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
+    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
+) -> None:
+    """Train SRResNet or SRGAN by a preset; Ctrl-C saves, --resume goes on as if nothing had happened."""
+    from srgan_fast.train.config import PRESETS
+
+    if preset not in PRESETS:
+        raise UsageError(f"expected a preset of {', '.join(PRESETS)}, got {preset!r}")
+    config = PRESETS[preset]
+    if content is not None and content not in ("mse", "vgg22", "vgg54", "squeezenet"):
+        raise UsageError(f"expected --content mse, vgg22, vgg54 or squeezenet, got {content!r}")
+    if precision is not None and precision not in ("auto", "fp32", "bf16"):
+        raise UsageError(f"expected --precision auto, fp32 or bf16, got {precision!r}")
+    chosen: dict[str, Any] = {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
+    chosen |= {"clip": clip, "content": content, "precision": precision, "seed": seed}
+    shape = {key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None}
+    chosen["generator"] = dataclasses.replace(config.generator, **shape) if shape else None
+    config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from srgan_fast.train.trainer import Trainer
+
+    trainer = Trainer(
+        config,
+        data,
+        out,
+        name=name,
+        resume=resume,
+        initial=init,
+        validation=validation,
+        vgg_weights=vgg_weights,
+        squeezenet_weights=squeezenet_weights,
+        save_every=save_every,
+        validate_every=validate_every,
+    )
+    console = Console(stderr=True)
+    print(f"{len(trainer.dataset.images)} images, {len(trainer.skipped)} skipped; step {trainer.position} of {config.steps}")
+    for skipped in trainer.skipped[:5]:
+        print(f"skipped {skipped.path.name}: {skipped.reason}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=config.steps, completed=trainer.position)
+
+        def show(step: int, terms: dict[str, float]) -> None:
+            said = " ".join(f"{key} {value:.5f}" for key, value in terms.items())
+            bar.update(task, completed=step, description=said)
+
+        path = trainer.run(show)
+    print(f"trained {config.steps} steps -> {path}")

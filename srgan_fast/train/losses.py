@@ -1,0 +1,54 @@
+"""The loss terms of the paper, each over a batch of images in [-1, 1].
+
+Where the paper writes a sum over training samples this takes the batch mean, so that a rate does not depend on the
+batch; everything else follows its equations 4 to 6 to the letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from srgan_fast.features import Features
+
+# "VGG feature maps were also rescaled by a factor of 1/12.75".
+_VGG_SCALE = 1 / 12.75
+
+
+def mse(sr: Tensor, hr: Tensor) -> Tensor:
+    """Mean squared error over pixels and channels, on the range [-1, 1] (equation 4)."""
+    return F.mse_loss(sr.float(), hr)
+
+
+class PerceptualLoss(nn.Module):
+    """Squared distance of scaled feature maps (equation 5).
+
+    `reduction` "paper" sums over channels and averages over positions and the batch; "mean" averages over all.
+    """
+
+    def __init__(self, features: Features, reduction: str) -> None:
+        super().__init__()
+        self.features, self.reduction = features, reduction
+
+    def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        with torch.no_grad():
+            want = self.features(hr)
+        difference = (self.features(sr).float() - want.float()) * _VGG_SCALE
+        total = difference.square()
+        return total.sum(1).mean() if self.reduction == "paper" else total.mean()
+
+
+def adversarial(logits_sr: Tensor) -> Tensor:
+    """-log D(G(lr)), batch mean (equation 6): softplus of the negative logit, which never overflows."""
+    return F.softplus(-logits_sr.float()).mean()
+
+
+def discriminator(logits_hr: Tensor, logits_sr: Tensor) -> Tensor:
+    """-log D(hr) - log(1 - D(sr)), batch means: what the discriminator minimises (equation 2)."""
+    return F.softplus(-logits_hr.float()).mean() + F.softplus(logits_sr.float()).mean()
+
+
+Content = Callable[[Tensor, Tensor], Tensor]

@@ -1,0 +1,283 @@
+"""Training: losses are the paper's formulas, a resumed run is the uninterrupted one, bad ends lose nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srgan_fast import weights
+from srgan_fast.errors import CheckpointError, InputError, Interrupted, TrainingError, UsageError
+from srgan_fast.features import VGG19, load_squeezenet, load_vgg19
+from srgan_fast.model import Discriminator, Generator, GeneratorConfig
+from srgan_fast.train import checkpoint, losses
+from srgan_fast.train import trainer as trainer_module
+from srgan_fast.train.config import PRESETS, TrainConfig
+from srgan_fast.train.data import CropDataset, read_folder
+from srgan_fast.train.init import interpolating_init
+from srgan_fast.train.step import learning_rate
+from srgan_fast.train.trainer import Trainer
+
+TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=8, precision="fp32")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _small_discriminator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "Discriminator", lambda: Discriminator(width=4))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+        coarse.resize((60 + index, 48)).save(folder / f"{index}.png")
+    Image.new("RGB", (20, 90)).save(folder / "narrow.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG nonsense")
+    return folder
+
+
+def literal_vgg_loss(features: VGG19, sr: torch.Tensor, hr: torch.Tensor) -> float:
+    """Equation 5 in loops: sum over channels, mean over positions, mean over the batch, maps scaled by 1/12.75."""
+    total = 0.0
+    a, b = features(hr) / 12.75, features(sr) / 12.75
+    n, channels, height, width = a.shape
+    for image in range(n):
+        for y in range(height):
+            for x in range(width):
+                for c in range(channels):
+                    total += float(a[image, c, y, x] - b[image, c, y, x]) ** 2 / (height * width)
+    return total / n
+
+
+def test_vgg_loss_is_the_formula() -> None:
+    torch.manual_seed(0)
+    features = VGG19(1, 2)
+    sr, hr = torch.rand(2, 3, 6, 5) * 2 - 1, torch.rand(2, 3, 6, 5) * 2 - 1
+    want = literal_vgg_loss(features, sr, hr)
+    assert math.isclose(float(losses.PerceptualLoss(features, "paper")(sr, hr)), want, rel_tol=1e-4)
+    assert math.isclose(float(losses.PerceptualLoss(features, "mean")(sr, hr)), want / 64, rel_tol=1e-4)
+
+
+def test_mse_is_the_formula() -> None:
+    sr, hr = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
+    total = 0.0
+    for a, b in zip(sr.flatten().tolist(), hr.flatten().tolist(), strict=True):
+        total += (a - b) ** 2
+    assert math.isclose(float(losses.mse(sr, hr)), total / sr.numel(), rel_tol=1e-5)
+
+
+def test_adversarial_losses_are_the_formulas() -> None:
+    real, fake = torch.randn(5), torch.randn(5)
+    d = [1 / (1 + math.exp(-x)) for x in real.tolist()]
+    g = [1 / (1 + math.exp(-x)) for x in fake.tolist()]
+    assert math.isclose(float(losses.adversarial(fake)), sum(-math.log(p) for p in g) / 5, rel_tol=1e-5)
+    want = sum(-math.log(p) for p in d) / 5 + sum(-math.log(1 - p) for p in g) / 5
+    assert math.isclose(float(losses.discriminator(real, fake)), want, rel_tol=1e-5)
+    assert math.isfinite(float(losses.adversarial(torch.tensor([-1e4]))))
+
+
+@pytest.mark.parametrize(("i", "j", "channels", "pools"), [(2, 2, 128, 1), (5, 4, 512, 4)])
+def test_vgg_layers_lie_where_the_paper_says(i: int, j: int, channels: int, pools: int) -> None:
+    network = VGG19(i, j)
+    out = network(torch.zeros(1, 3, 32, 32))
+    assert out.shape == (1, channels, 32 >> pools, 32 >> pools)
+    assert (out >= 0).all()  # after the activation
+    assert sum(isinstance(m, torch.nn.Conv2d) for m in network.features) == {2: 4, 5: 16}[i]
+
+
+def test_vgg_input_conventions() -> None:
+    network = VGG19(1, 1)
+    seen: list[torch.Tensor] = []
+    network.features[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    image = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    network(image)
+    network.convention = "caffe"
+    network(image)
+    want = [(1 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0 - 0.406) / 0.225]
+    assert torch.allclose(seen[0][0, :, 0, 0], torch.tensor(want))
+    assert torch.allclose(seen[1][0, :, 0, 0], torch.tensor([0 - 103.939, 127.5 - 116.779, 255 - 123.68]), atol=1e-4)
+
+
+def test_feature_weights_that_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--vgg-weights"):
+        load_vgg19(5, 4, tmp_path / "none.pth", "torchvision")
+    with pytest.raises(InputError, match="--squeezenet-weights"):
+        load_squeezenet(None)
+
+
+def test_squeezenet_sees_alike_as_alike(shared_data: Path) -> None:
+    loss = losses.PerceptualLoss(load_squeezenet(shared_data / "weights" / "squeezenet_v1.0_fp16.pt"), "paper")
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    near, far = image + 0.01 * torch.randn_like(image), torch.rand(1, 3, 64, 64) * 2 - 1
+    assert 0 < float(loss(near, image)) < float(loss(far, image))
+
+
+def test_discriminator_takes_any_crop() -> None:
+    network = Discriminator(width=4)
+    convs = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert [c.out_channels // 4 for c in convs] == [1, 1, 2, 2, 4, 4, 8, 8]
+    for size in (16, 96, 100):
+        probability = network.probability(torch.rand(2, 3, size, size))
+        assert probability.shape == (2,)
+        assert ((probability > 0) & (probability < 1)).all()
+
+
+def test_batches_depend_on_seed_and_step_alone(photos: Path) -> None:
+    images, skipped = read_folder(photos, 32)
+    assert len(images) == 3
+    assert {path.path.name for path in skipped} == {"narrow.png", "broken.png"}
+    one, two = CropDataset(images, TINY), CropDataset(images, TINY)
+    for step in (5, 0):
+        for a, b in zip(one.batch(step), two.batch(step), strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(one.batch(0)[1], one.batch(1)[1])
+    lr, hr = one.batch(0)
+    assert lr.shape == (2, 3, 8, 8)
+    assert hr.shape == (2, 3, 32, 32)
+    assert -1 <= hr.min() < 0 <= lr.min()
+
+
+def test_a_crop_has_the_lr_of_its_image(photos: Path) -> None:
+    from srgan_fast.resize import imresize_down
+
+    images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)]
+    dataset = CropDataset(images, dataclasses.replace(TINY, batch=1))
+    lr, hr = dataset.batch(0)
+    whole = ((hr[0] + 1) * 127.5).round().to(torch.uint8)
+    assert torch.equal((lr[0] * 255).round().to(torch.uint8), imresize_down(whole, 4))
+
+
+def test_interpolating_init_starts_as_interpolation() -> None:
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(blocks=3, width=16, norm="none"))
+    interpolating_init(network)
+    lr = torch.rand(1, 3, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    with torch.inference_mode():
+        out = (network(lr) + 1) / 2
+    want = torch.nn.functional.interpolate(lr, scale_factor=4, mode="bilinear")
+    assert (out - want)[..., 12:-12, 12:-12].abs().mean() < 0.1
+
+
+def test_the_rate_follows_the_plan() -> None:
+    config = dataclasses.replace(TINY, steps=100, warmup=10, decay="cosine", learning_rate=1.0, final_learning_rate=0.1)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == 0.1
+    assert max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    srgan = PRESETS["paper-srgan-vgg54"]
+    assert learning_rate(srgan, 99_999) == 1e-4
+    assert learning_rate(srgan, 100_000) == 1e-5
+
+
+def srgan_start(tmp_path: Path) -> tuple[TrainConfig, Path]:
+    config = dataclasses.replace(TINY, stage="srgan", decay="drop", final_learning_rate=1e-5)
+    start = tmp_path / "start.safetensors"
+    torch.manual_seed(3)
+    weights.save(start, Generator(config.generator), name="start", recipe={})
+    return config, start
+
+
+@pytest.mark.parametrize("stage", ["srresnet", "srgan"])
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_resumed_equals_uninterrupted(photos: Path, tmp_path: Path, stage: str, stop: int) -> None:
+    config, initial = (TINY, None) if stage == "srresnet" else srgan_start(tmp_path)
+    whole = Trainer(config, photos, tmp_path / "whole", initial=initial)
+    whole.run()
+    first = Trainer(config, photos, tmp_path / "parts", initial=initial)
+
+    def interrupt(step: int, _: dict[str, float]) -> None:
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="--resume"):
+        first.run(interrupt)
+    torch.manual_seed(999)  # resuming must not lean on the process's random state
+    second = Trainer(config, photos, tmp_path / "parts", resume=True, initial=initial)
+    assert second.position == stop
+    second.run()
+    for part in ("generator", "average", "discriminator"):
+        network = getattr(whole.step, part)
+        if network is not None:
+            for key, value in network.state_dict().items():
+                assert torch.equal(value, getattr(second.step, part).state_dict()[key]), key
+    assert weights.load(tmp_path / "whole" / "model.safetensors").info.digest == (
+        weights.load(tmp_path / "parts" / "model.safetensors").info.digest
+    )
+
+
+def test_a_run_learns_and_tells(photos: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=30, learning_rate=1e-2)
+    trainer = Trainer(config, photos, tmp_path / "run", validation=photos, validate_every=10)
+    path = trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    terms = [line["content"] for line in lines if "content" in line]
+    assert len(terms) == 30
+    assert sum(terms[-5:]) < 0.9 * sum(terms[:5])
+    assert all("loader_s" in line for line in lines[1:])
+    assert sum("val_psnr_db" in line for line in lines) == 3
+    recipe = weights.load(path).info.recipe
+    assert recipe["steps_done"] == 30
+    assert recipe["terms"]["content"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops(photos: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=20, learning_rate=1e30)
+    trainer = Trainer(config, photos, tmp_path / "run", save_every=1)
+    with pytest.raises(TrainingError, match="last good checkpoint"):
+        trainer.run()
+    assert checkpoint.checkpoints(tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    Trainer(dataclasses.replace(TINY, steps=4), photos, out, save_every=2).run()
+    newest = checkpoint.checkpoints(out)[-1]
+    data = bytearray(newest.read_bytes())
+    data[-100] ^= 1
+    newest.write_bytes(bytes(data))
+    assert Trainer(TINY, photos, out, resume=True).position == 2
+    assert "damaged" in caplog.text
+
+
+def test_another_run_cannot_be_resumed(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    out = tmp_path / "run"
+    Trainer(dataclasses.replace(TINY, steps=1), photos, out).run()
+    with pytest.raises(CheckpointError, match="batch"):
+        Trainer(dataclasses.replace(TINY, batch=1), photos, out, resume=True)
+    torch.set_num_threads(2)
+    Trainer(TINY, photos, out, resume=True)
+    assert "equal in value, not in bits" in caplog.text
+
+
+def test_folders_that_do_not_do(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="32x32"):
+        Trainer(TINY, tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(UsageError, match="existing folder"):
+        Trainer(TINY, tmp_path / "nowhere", tmp_path / "out")
+    Trainer(dataclasses.replace(TINY, steps=1), photos, tmp_path / "out").run()
+    with pytest.raises(UsageError, match="--resume"):
+        Trainer(TINY, photos, tmp_path / "out")
+    with pytest.raises(UsageError, match="--init"):
+        Trainer(dataclasses.replace(TINY, stage="srgan"), photos, tmp_path / "gan")
