@@ -135,7 +135,7 @@ def load_squeezenet(path: Path | None) -> SqueezeNet:
         raise InputError(f"SqueezeNet's weights are needed, got {path}; give a file as --squeezenet-weights")
     layers = _read(path)
     network = SqueezeNet()
-    modules = {"conv1": network.conv1}
+    modules: dict[str, Any] = {"conv1": network.conv1}
     for index, fire in enumerate(network.fires, start=2):
         modules |= {
             f"fire{index}/conv1x1_1": fire.squeeze,

@@ -13,6 +13,7 @@ import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def _encode_deep(suffix: str, picture: Picture) -> bytes:
     codec, pixel_format = ("png", name.replace("le", "be")) if suffix == ".png" else ("tiff", name)
     encoder: Any = av.CodecContext.create(codec, "w")
     encoder.width, encoder.height, encoder.pix_fmt = pixels.shape[1], pixels.shape[0], pixel_format
-    encoder.time_base = "1/1"
+    encoder.time_base = Fraction(1)
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=name).reformat(format=pixel_format)
     data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
     return _with_icc(data, picture.icc) if suffix == ".png" and picture.icc else data

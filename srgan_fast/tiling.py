@@ -136,15 +136,16 @@ def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_b
             f" {narrow.peak_bytes / 2**20:.0f} MiB, {budget_bytes / 2**20:.0f} MiB are left; raise --memory"
         )
     size = max(height, width)
-    while size > _SMALLEST_TILE:
-        size = max(_SMALLEST_TILE, size * 7 // 8)
+    while True:
         candidate = _tiled(cost, height, width, size)
         if candidate.peak_bytes <= budget_bytes:
             return candidate
-    raise MemoryBudgetError(
-        f"the smallest tile needs {candidate.peak_bytes / 2**20:.0f} MiB,"
-        f" {max(0, budget_bytes) / 2**20:.0f} MiB are left of the budget; raise --memory"
-    )
+        if size <= _SMALLEST_TILE:
+            raise MemoryBudgetError(
+                f"the smallest tile needs {candidate.peak_bytes / 2**20:.0f} MiB,"
+                f" {max(0, budget_bytes) / 2**20:.0f} MiB are left of the budget; raise --memory"
+            )
+        size = max(_SMALLEST_TILE, size * 7 // 8)
 
 
 def _tiled(cost: Footprint, height: int, width: int, size: int) -> Plan:

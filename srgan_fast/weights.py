@@ -192,7 +192,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
-    if "weights_only" in str(error) or "Unsupported" in str(error):
+    if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path} ({reason})"

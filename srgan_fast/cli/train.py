@@ -46,7 +46,9 @@ def train(
         raise UsageError(f"expected --precision auto, fp32 or bf16, got {precision!r}")
     chosen: dict[str, Any] = {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
     chosen |= {"clip": clip, "content": content, "precision": precision, "seed": seed}
-    shape = {key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None}
+    shape: dict[str, Any] = {
+        key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None
+    }
     chosen["generator"] = dataclasses.replace(config.generator, **shape) if shape else None
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
 
@@ -69,7 +71,8 @@ def train(
         validate_every=validate_every,
     )
     console = Console(stderr=True)
-    print(f"{len(trainer.dataset.images)} images, {len(trainer.skipped)} skipped; step {trainer.position} of {config.steps}")
+    counts = f"{len(trainer.dataset.images)} images, {len(trainer.skipped)} skipped"
+    print(f"{counts}; step {trainer.position} of {config.steps}")
     for skipped in trainer.skipped[:5]:
         print(f"skipped {skipped.path.name}: {skipped.reason}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

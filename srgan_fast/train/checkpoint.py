@@ -90,7 +90,10 @@ def _read(path: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
     start = len(_MAGIC) + 65
-    if data[: len(_MAGIC)] != _MAGIC or hashlib.sha256(data[start:]).hexdigest().encode() != data[start - 65 : start - 1]:
+    if (
+        data[: len(_MAGIC)] != _MAGIC
+        or hashlib.sha256(data[start:]).hexdigest().encode() != data[start - 65 : start - 1]
+    ):
         return None
     content: dict[str, Any] = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
     return content

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from srgan_fast.model import Discriminator, Generator, SubPixelStage
+from srgan_fast.model import Discriminator, Generator
 from srgan_fast.train import losses
 from srgan_fast.train.config import TrainConfig
 
@@ -92,7 +92,8 @@ class EagerStep:
     def _update(self, name: str, network: nn.Module, loss: Tensor) -> None:
         optimiser = self.optimisers[name]
         optimiser.zero_grad(set_to_none=True)
-        loss.backward(inputs=list(network.parameters()))
+        # Only this network's gradients: the generator's loss passes through the discriminator.
+        torch.autograd.backward(loss, inputs=list(network.parameters()))
         if self.config.clip:
             nn.utils.clip_grad_norm_(network.parameters(), self.config.clip)
         optimiser.step()

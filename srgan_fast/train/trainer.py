@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from srgan_fast import weights
-from srgan_fast.errors import InputError, Interrupted, OutputError, TrainingError, UsageError
+from srgan_fast.errors import Interrupted, OutputError, TrainingError, UsageError
 from srgan_fast.evaluate.metrics import score
 from srgan_fast.features import load_squeezenet, load_vgg19
-from srgan_fast.image import read_rgb
 from srgan_fast.model import Discriminator, Generator
 from srgan_fast.resize import imresize_down
 from srgan_fast.train import checkpoint, losses
@@ -99,7 +98,12 @@ class Trainer:
                         f" step {saved}; lower --learning-rate or give --clip, and resume"
                     )
                 self.position += 1
-                record = {"step": self.position, **terms, "loader_s": loaded - start, "step_s": time.perf_counter() - loaded}
+                record = {
+                    "step": self.position,
+                    **terms,
+                    "loader_s": loaded - start,
+                    "step_s": time.perf_counter() - loaded,
+                }
                 if self.validation and self.position % self.validate_every == 0:
                     record |= self.validate()
                 self._log(log, record)
@@ -131,7 +135,12 @@ class Trainer:
     def export(self, ratio: dict[str, float]) -> Path:
         """Write the averaged generator as a weights file with its recipe."""
         path = self.out / f"{self.name}.safetensors"
-        recipe = {**asdict(self.config), "images": len(self.dataset.images), "steps_done": self.position, "terms": ratio}
+        recipe = {
+            **asdict(self.config),
+            "images": len(self.dataset.images),
+            "steps_done": self.position,
+            "terms": ratio,
+        }
         if self.validation:
             recipe |= self.validate()
         weights.save(path, self.step.average, name=self.name, recipe=recipe, source="srgan-fast train")

@@ -1,0 +1,1 @@
+"""Measuring: speed beside quality, as records that can be checked."""

@@ -1,0 +1,144 @@
+"""The command line as a user meets it: real files in, real files out, one line and an exit code for a mistake."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srgan_fast import weights
+from srgan_fast.cli import main
+from srgan_fast.model import Generator, GeneratorConfig
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srgan-fast", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        said = capsys.readouterr()
+        assert "Traceback" not in said.err
+        return code, said.out, said.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    weights.save(path, Generator(GeneratorConfig(blocks=1, width=4)), name="tiny", recipe={})
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "in.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_upscale_a_file(run: Run, photo: Path, tiny: Path, tmp_path: Path) -> None:
+    code, out, _ = run("upscale", photo, tmp_path / "out.png", "--weights", tiny)
+    assert code == 0
+    assert "eager" in out
+    with Image.open(tmp_path / "out.png") as result:
+        assert result.size == (44, 36)
+
+
+def test_upscale_a_folder_and_resume(run: Run, photo: Path, tiny: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in", tmp_path / "out"
+    (source / "deeper").mkdir(parents=True)
+    for name in ("a.png", "deeper/b.png"):
+        (source / name).write_bytes(photo.read_bytes())
+    (source / "bad.png").write_bytes(b"not an image")
+    code, out, err = run("upscale", source, target, "--weights", tiny)
+    assert code == 1
+    assert "2 upscaled, 1 failed" in out
+    assert "bad.png" in err
+    before = (target / "a.png").stat().st_mtime_ns
+    (source / "bad.png").unlink()
+    code, out, err = run("upscale", source, target, "--weights", tiny)
+    assert code == 0
+    assert "2 finished before" in err
+    assert (target / "a.png").stat().st_mtime_ns == before
+    assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*.png")) == ["a.png", "deeper/b.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("upscale", "none.png", "out.png"), 2, "does not exist"),
+        (("upscale", "in.png", "in.png"), 2, "the same"),
+        (("upscale", "in.png", "out.gif"), 2, ".png"),
+        (("upscale", "in.png", "no/out.png"), 4, "make it first"),
+        (("upscale", "in.png", "out.png", "--model", "nothing"), 2, "srresnet_x4"),
+        (("upscale", "in.png", "out.png", "--weights", "in.png"), 5, "safetensors"),
+        (("upscale", "in.png", "out.png", "--scale", "2"), 2, "scale 4"),
+        (("upscale", "in.png", "out.png", "--backend", "magic"), 2, "eager"),
+        (("upscale", "in.png", "out.png", "--precision", "fp16"), 3, "fp32"),
+        (("upscale", "in.png", "out.png", "--memory", "lots"), 2, "2G"),
+        (("upscale", "in.png", "out.png", "--memory", "1M"), 7, "--memory"),
+        (("upscale", "clip.mp4", "out.mp4"), 2, "does not exist"),
+        (("upscale", "in.png"), 2, "OUT"),
+        (("convert", "in.png", "out.safetensors"), 5, "weights"),
+        (("convert", "in.png", "out.pth"), 2, ".safetensors"),
+        (("evaluate", "none"), 2, "folder"),
+        (("train", "none", "run"), 2, "existing folder"),
+        (("train", "none", "run", "--preset", "magic"), 2, "paper-srgan-vgg54"),
+        (("bench", "--size", "big"), 2, "128x128"),
+    ],
+)
+def test_mistakes_are_one_line(
+    run: Run, photo: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    got, _, err = run(*arguments)
+    assert got == code, err
+    assert said in err
+    assert sorted(path.name for path in photo.parent.iterdir() if path.name != "run") == ["in.png"]
+
+
+def test_convert(run: Run, tiny: Path, tmp_path: Path) -> None:
+    network = weights.load(tiny).network
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "foreign.pth")
+    code, out, _ = run("convert", tmp_path / "foreign.pth", tmp_path / "ours.safetensors")
+    assert code == 0
+    assert "SRResNet family" in out
+    assert weights.load(tmp_path / "ours.safetensors").info.scale == 4
+
+
+def test_train_evaluate_upscale(run: Run, tmp_path: Path) -> None:
+    """The whole way of a user who trains: photographs -> weights -> a score -> a picture."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    coarse = Image.fromarray(np.random.default_rng(1).integers(0, 256, (9, 9, 3), dtype=np.uint8))
+    coarse.resize((64, 56)).save(photos / "a.png")
+    shape = ("--blocks", 1, "--width", 4, "--crop", 32, "--batch", 1, "--steps", 3)
+    code, out, err = run("train", photos, tmp_path / "run", *shape, "--validation", photos, "--validate-every", 2)
+    assert code == 0, err
+    trained = tmp_path / "run" / "model.safetensors"
+    code, out, err = run("evaluate", photos, "--weights", trained, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["mean"]["y601"]["psnr_db"] > 0
+    code, _, err = run("upscale", photos / "a.png", tmp_path / "sr.png", "--weights", trained)
+    assert code == 0, err
+
+
+def test_check_passes_here(run: Run) -> None:
+    code, out, err = run("check")
+    assert code == 0, err
+    assert "backend eager: available" in out
+    assert out.count("pass") == 2
