@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+import sysconfig
 import time
 import zipfile
 from pathlib import Path
@@ -134,11 +135,14 @@ def test_wheel_works_alone(wheel: Path, tmp_path: Path) -> None:
         capture_output=True,
         timeout=300,
     )
+    # -S: without the hook by which an editable install would put the source tree first.
+    paths = [str(site), sysconfig.get_paths()["purelib"]]
     code = (
-        f"import sys; sys.path.insert(0, {str(site)!r})\n"
+        f"import sys; sys.path[:0] = {paths!r}\n"
         "import numpy, srgan_fast\n"
         f"assert srgan_fast.__file__.startswith({str(site)!r}), srgan_fast.__file__\n"
         "print(srgan_fast.Upscaler()(numpy.zeros((5, 7, 3), numpy.uint8)).shape)"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    command = [sys.executable, "-S", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert result.stdout.strip() == "(20, 28, 3)", result.stderr

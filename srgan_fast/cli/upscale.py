@@ -1,117 +1,225 @@
-"""srgan-fast upscale: a file or a folder of images in, larger ones out."""
+"""`srgan-fast upscale`: an image or a folder of images in, larger ones out."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.errors import InputError, OutputError, SRGANFastError, UsageError
+from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
 
-_VIDEO = {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts", ".m4v", ".y4m"}
+_VIDEO = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".wmv", ".y4m", ".gif"})
+
+Job = tuple[Path, Path]
 
 
 def upscale(
     source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The image or the folder to write.")],
-    model: Annotated[str, typer.Option(help="A bundled model.")] = "srresnet_x4",
+    model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.")
     ] = None,
     scale: Annotated[int | None, typer.Option(help="Refuse a model of another scale.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, eager.")] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, or one that `srgan-fast check` lists.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16; fp16 on a GPU.")] = "auto",
     tile: Annotated[int | None, typer.Option(help="Tile size in LR pixels; changes no pixel of the result.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory budget of the process, such as 2G.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Write results again that are there already.")] = False,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the results of a folder, such as png.", show_default="that of IN")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option(help="In a folder, do those again that are finished.")] = False,
 ) -> None:
-    """Upscale an image, or every image in a folder; finished results of a folder are skipped, so it can be resumed."""
-    # Everything that can be refused is refused before torch is loaded and the network is built.
-    jobs = _jobs(source, target, overwrite)
-    from srgan_fast.upscaler import Upscaler
+    """Upscale an image, or every image in a folder and its subfolders.
 
-    upscaler = Upscaler(weights or model, backend=backend, device=device, precision=precision, tile=tile, memory=memory)
-    if scale is not None and scale != upscaler.scale:
-        raise UsageError(f"expected a model of scale {scale}, got {weights or model} of scale {upscaler.scale}")
-    start = time.perf_counter()
-    if source.is_dir():
-        _folder(jobs, upscaler)
-    else:
-        ((one, result),) = jobs
-        _one(one, result, upscaler)
+    A folder can be resumed: results that are there and newer than their input are skipped.
+    """
+    if model is not None and weights is not None:
+        raise UsageError(f"expected --model or --weights, got both ({model}, {weights}); leave one out")
+    chosen = weights or model or "srresnet_x4"
+    done: list[Job] = []
+    try:
+        # Everything that can be refused is refused before torch is loaded and the network is built.
+        suffix = _suffix(format)
+        _refuse(source, target)
+        many = source.is_dir()
+        jobs, finished = (
+            _folder_jobs(source, target, suffix, overwrite) if many else ([_job(source, target, suffix)], 0)
+        )
+        if not jobs:
+            print(f"nothing to do: all {finished} images are finished in {target}; --overwrite does them again")
+            return
+        start = time.perf_counter()
+        from srgan_fast.upscaler import Upscaler
+
+        upscaler = Upscaler(chosen, backend=backend, device=device, precision=precision, tile=tile, memory=memory)
+        if scale is not None and scale != upscaler.scale:
+            raise UsageError(
+                f"expected a model of scale {scale}, got {chosen} of scale {upscaler.scale}; "
+                f"leave --scale out or name --weights of a x{scale} network"
+            )
+        failures = _run(jobs, upscaler, done, many=many)
+    except KeyboardInterrupt:
+        kept = f"{len(done)} finished in {target}, the same command goes on" if done else "nothing was written"
+        raise Interrupted(f"stopped; {kept}") from None
+    counts = f"{len(done)} upscaled"
+    if many:
+        counts += f", {finished} finished before, {len(failures)} failed"
     seconds = time.perf_counter() - start
-    print(f"{upscaler.backend_name} {upscaler.precision} on {upscaler.device}: {seconds:.2f} s -> {target}")
+    how = f"x{upscaler.scale}, {upscaler.backend_name} {upscaler.precision} on {upscaler.device}"
+    print(f"{counts} ({how}) in {seconds:.2f} s -> {target if many else jobs[0][1]}")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(jobs)} images failed, the others are done; first: {failures[0]}")
 
 
-def _jobs(source: Path, target: Path, overwrite: bool) -> list[tuple[Path, Path]]:
-    """The (input, output) pairs that are still to do."""
+def _suffix(format: str | None) -> str | None:
     from srgan_fast.image import IMAGE_SUFFIXES
 
-    if not source.exists():
-        raise InputError(f"expected an image or a folder, got {source}, which does not exist")
-    if source.suffix.lower() in _VIDEO:
-        raise UsageError(f"{source.name} is a video; this version upscales images only")
-    if source.resolve() == target.resolve():
+    if format is None:
+        return None
+    suffix = "." + format.lower().removeprefix(".")
+    if suffix not in IMAGE_SUFFIXES:
+        raise UsageError(f"expected --format {', '.join(sorted(s[1:] for s in IMAGE_SUFFIXES))}, got {format}")
+    return suffix
+
+
+def _refuse(source: Path, target: Path) -> None:
+    if not os.path.lexists(source):
+        raise InputError(f"expected an image or a folder, got {source}, which does not exist; check the name")
+    for path in (source, target):
+        if path.suffix.lower() in _VIDEO and not path.is_dir():
+            raise UsageError(f"expected images, got the video or animation {path.name}; this version has no video yet")
+    if _same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
-    if not source.is_dir():
-        if target.is_dir():
-            target = target / source.name
-            if source.resolve() == target.resolve():
-                raise UsageError(f"the input and the output are the same: {source}; name another output")
-        if target.suffix.lower() not in IMAGE_SUFFIXES:
-            raise UsageError(f"expected an output of {', '.join(sorted(IMAGE_SUFFIXES))}, got {target.name}")
-        if not target.parent.is_dir():
-            raise OutputError(f"the folder of {target} does not exist; make it first")
-        return [(source, target)]
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names mean one file, by links of either kind too."""
+    try:
+        return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
+    except OSError:
+        return False
+
+
+def _job(source: Path, target: Path, suffix: str | None) -> Job:
+    from srgan_fast.image import IMAGE_SUFFIXES
+
+    if target.is_dir():
+        target = target / (source.name if suffix is None else source.stem + suffix)
+    elif suffix not in (None, target.suffix.lower()):
+        raise UsageError(f"expected --format and the output's suffix to agree, got {suffix} and {target.name}")
+    if _same(source, target):
+        raise UsageError(f"the input and the output are the same: {source}; name another output")
+    if target.is_dir():
+        raise OutputError(f"expected an image file to write, got the folder {target}; name another output")
+    if target.suffix.lower() not in IMAGE_SUFFIXES:
+        raise UsageError(f"expected an output of {', '.join(sorted(IMAGE_SUFFIXES))}, got {target.name}")
+    _check_folder(target.parent, target)
+    return source, target
+
+
+def _check_folder(folder: Path, target: Path) -> None:
+    if not folder.is_dir():
+        raise OutputError(f"cannot write {target}: {folder} is not a folder that exists; make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"cannot write {target}: no permission to write in {folder}; name another folder")
+
+
+def _folder_jobs(source: Path, target: Path, suffix: str | None, overwrite: bool) -> tuple[list[Job], int]:
+    """The (input, output) pairs that are still to do, and how many are finished."""
     if target.exists() and not target.is_dir():
         raise UsageError(f"{source} is a folder, so the output must be one too, got the file {target}")
-    inside = target.resolve()
-    images = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and inside not in path.resolve().parents
-    ]
-    if not images:
-        raise InputError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) under {source}, found none")
-    pairs = [(path, target / path.relative_to(source)) for path in images]
-    todo = [(one, result) for one, result in pairs if overwrite or not result.is_file()]
-    print(f"{len(images)} images, {len(images) - len(todo)} finished before", file=sys.stderr)
-    return todo
+    pairs: list[Job] = []
+    owners: dict[Path, Path] = {}
+    for path in _images(source, target):
+        result = target / path.relative_to(source)
+        result = result if suffix is None else result.with_suffix(suffix)
+        if (other := owners.setdefault(result, path)) != path:
+            raise UsageError(f"{other} and {path} would both become {result}; rename one, or leave --format out")
+        pairs.append((path, result))
+    if not pairs:
+        from srgan_fast.image import IMAGE_SUFFIXES
+
+        raise InputError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) under {source}, got none")
+    inputs = {path.resolve() for path, _ in pairs}
+    for _, result in pairs:
+        if result.resolve() in inputs:
+            raise UsageError(f"{result} is an input and would be overwritten; name an output folder of its own")
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
+    _check_folder(target, target)
+    jobs = [job for job in pairs if overwrite or not _finished(*job)]
+    return jobs, len(pairs) - len(jobs)
+
+
+def _images(source: Path, target: Path) -> Iterator[Path]:
+    """The images of a folder in a fixed order, without those of an output folder inside it."""
+    from srgan_fast.image import IMAGE_SUFFIXES
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions")
+
+    for folder, folders, files in os.walk(source, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not _same(Path(folder, name), target))
+        for name in sorted(files):
+            # macOS leaves a ._NAME of metadata beside each file on foreign disks.
+            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("._"):
+                yield Path(folder, name)
+
+
+def _finished(source: Path, target: Path) -> bool:
+    """Results appear whole or not at all, so one that is there is finished, unless the input has changed since."""
+    try:
+        before, after = source.stat(), target.stat()
+    except OSError:
+        return False
+    return after.st_size > 0 and after.st_mtime_ns >= before.st_mtime_ns
+
+
+def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) -> list[str]:
+    """Do the jobs, noting in `done` what is written; one bad picture of many does not stop the others."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    failures: list[str] = []
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("", total=len(jobs))
+        for source, target in jobs:
+            progress.update(task, description=source.name)
+            try:
+                _one(source, target, upscaler)
+                done.append((source, target))
+            except (InputError, MemoryBudgetError) as error:
+                if not many:
+                    raise
+                failures.append(str(error))
+                progress.stop()
+                print(f"failed: {error}", file=sys.stderr)
+                progress.start()
+            progress.advance(task)
+    return failures
 
 
 def _one(source: Path, target: Path, upscaler: Upscaler) -> None:
     from srgan_fast import image
 
     picture = image.read(source)
-    image.check_target(target, picture)
-    result = image.upscale_picture(picture, upscaler)
-    image.write(target, result)
-
-
-def _folder(jobs: list[tuple[Path, Path]], upscaler: Upscaler) -> None:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    failures: list[str] = []
-    for source, target in track(jobs, "upscaling", console=console, disable=not console.is_terminal):
-        try:
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make {target.parent}: {error.strerror}") from error
-            _one(source, target, upscaler)
-        except InputError as error:
-            # One bad picture does not stop the others, but the run does not succeed either.
-            failures.append(str(error))
-            console.print(f"skipped: {error}", markup=False, soft_wrap=True)
-    print(f"{len(jobs) - len(failures)} upscaled, {len(failures)} failed")
-    if failures:
-        raise SRGANFastError(f"{len(failures)} of {len(jobs)} images failed: {failures[0]}")
+    image.check_target(target, picture, upscaler.scale)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {target.parent}: {error.strerror}; name another one") from error
+    image.write(target, image.upscale_picture(picture, upscaler))
