@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -69,8 +68,7 @@ def load_vgg19(i: int, j: int, path: Path | None, convention: str) -> VGG19:
     Raises:  InputError that says how to get the file; WeightsError if the file does not fit
     """
     if path is None:
-        hub = Path(os.environ.get("TORCH_HOME", Path.home() / ".cache" / "torch"))
-        path = hub / "hub" / "checkpoints" / VGG19_FILE
+        path = Path(torch.hub.get_dir()) / "checkpoints" / VGG19_FILE
     if not path.is_file():
         raise InputError(
             f"VGG19's weights are needed, and {path} does not exist; fetch {VGG19_ADDRESS} (548 MB) and give it as"

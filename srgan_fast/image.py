@@ -11,8 +11,10 @@ import io
 import os
 import secrets
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
@@ -36,6 +38,9 @@ _SIXTEEN_BIT = frozenset({".png", ".tif", ".tiff"})
 _WITH_ALPHA = frozenset({".png", ".webp", ".tif", ".tiff"})
 _MAX_SIDE = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
 _MAX_BYTES = {".tif": 2**32 - 2**24, ".tiff": 2**32 - 2**24, ".bmp": 2**32 - 2**24}
+
+
+_STDERR = threading.Lock()
 
 
 class Upscales(Protocol):
@@ -80,7 +85,8 @@ def read(path: Path) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata that changes no pixel
-            return _decode(path, data)
+            with _quiet_libtiff() if data[:2] in (b"II", b"MM") else contextlib.nullcontext():
+                return _decode(path, data)
     except InputError:
         raise
     except Image.DecompressionBombError as error:
@@ -147,8 +153,11 @@ def write(path: Path, picture: Picture) -> None:
         part = target.parent / f".{secrets.token_hex(8)}.part"
         try:
             # The mode that any new file gets here, which a temporary file's would not be.
-            with open(os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666), "w+b") as file:
-                _encode(file, target.suffix.lower(), picture)
+            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+                # Not straight into the file: Pillow's encoders take a short write, as on a full disk, for success.
+                buffer = io.BytesIO()
+                _encode(buffer, target.suffix.lower(), picture)
+                file.write(buffer.getbuffer())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, target)
@@ -190,12 +199,12 @@ def _enlarge(plane: NDArray[Any], scale: int) -> NDArray[Any]:
     centre = (np.arange(scale) + 0.5) / scale - 0.5
     x = np.abs(np.arange(-2, 3) - centre[:, None])
     near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
-    taps = np.where(x <= 1, near, np.where(x <= 2, far, 0.0)).astype(np.float32)  # [phase, neighbour]
+    taps = np.where(x <= 1, near, np.where(x <= 2, far, 0.0))  # [phase, neighbour]
     padded = np.pad(plane, 2, mode="edge")
     out = np.empty((height, scale, width, scale), plane.dtype)
     for top in range(0, height, 64):
         rows = min(64, height - top)
-        block = padded[top : top + rows + 4].astype(np.float32)
+        block = padded[top : top + rows + 4].astype(np.float64)
         for phase in range(scale):
             tall = sum(taps[phase, k] * block[k : k + rows] for k in range(5))
             for column in range(scale):
@@ -209,7 +218,28 @@ def _too_many_pixels(path: Path) -> InputError:
     return InputError(f"expected at most {MAX_PIXELS // 10**6} million pixels, got more in {path}; cut the picture")
 
 
+@contextlib.contextmanager
+def _quiet_libtiff() -> Iterator[None]:
+    """Libtiff tells of damage on the process's stderr, past Python; `read` says it in one line instead."""
+    with _STDERR:
+        try:
+            kept = os.dup(2)
+        except OSError:  # no stderr, nothing to keep quiet
+            yield
+            return
+        try:
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _decode(path: Path, data: bytes) -> Picture:
+    if data.startswith(b"\x89PNG"):
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.verify()  # all checksums and the end, which decoding skips where the pixels suffice
     with Image.open(io.BytesIO(data), formats=["PNG", "JPEG", "WEBP", "TIFF", "BMP"]) as image:
         if image.width * image.height > MAX_PIXELS:
             raise _too_many_pixels(path)
@@ -387,7 +417,7 @@ def _encode_deep_tiff(file: IO[bytes], picture: Picture) -> None:
     channels = _channels(replace(picture, grey=False)).astype("<u2")
     height, width, count = channels.shape
     strip = zlib.compress(channels.tobytes(), 3)
-    tags = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0")
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[256], tags[257], tags[258] = width, height, (16,) * count
     tags[259], tags[262], tags[277] = 8, 2, count  # deflate, RGB
     tags.tagtype[273] = tags.tagtype[279] = 4  # 32 bits, whatever the values

@@ -143,7 +143,8 @@ def _from_numpy(frames: object) -> Tensor:
     if not isinstance(frames, np.ndarray):
         raise ShapeError(f"expected a numpy array or a torch tensor, got {type(frames).__name__}")
     try:
-        return torch.from_numpy(np.ascontiguousarray(frames))
+        # A read-only array is copied: torch has no read-only tensors.
+        return torch.from_numpy(np.require(frames, requirements=["C", "W"]))
     except TypeError:
         raise ShapeError(f"expected uint8, uint16 or floating-point frames, got {frames.dtype}") from None
 

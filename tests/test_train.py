@@ -7,6 +7,8 @@ import json
 import math
 import os
 import signal
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ import torch
 from PIL import Image
 
 from srgan_fast import weights
-from srgan_fast.errors import CheckpointError, InputError, Interrupted, TrainingError, UsageError
-from srgan_fast.features import VGG19, load_squeezenet, load_vgg19
+from srgan_fast.errors import CheckpointError, InputError, Interrupted, OutputError, TrainingError, UsageError
+from srgan_fast.features import VGG19, SqueezeNet, load_squeezenet, load_vgg19
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
-from srgan_fast.train import checkpoint, losses
+from srgan_fast.train import board, checkpoint, losses
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS, TrainConfig
 from srgan_fast.train.data import CropDataset, read_folder
@@ -27,7 +29,7 @@ from srgan_fast.train.init import interpolating_init
 from srgan_fast.train.step import learning_rate
 from srgan_fast.train.trainer import Trainer
 
-TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=8, precision="fp32")
+TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=60, precision="fp32")
 
 
 @pytest.fixture(autouse=True)
@@ -124,6 +126,15 @@ def test_feature_weights_that_are_missing(tmp_path: Path) -> None:
         load_squeezenet(None)
 
 
+def test_squeezenet_input_is_that_of_caffe() -> None:
+    network = SqueezeNet()
+    seen: list[torch.Tensor] = []
+    network.conv1.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    image = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 32, 32)
+    assert network(image).shape == (1, 512, 3, 3)
+    assert torch.allclose(seen[0][0, :, 0, 0], torch.tensor([0 - 104.0, 127.5 - 117.0, 255 - 123.0]))
+
+
 def test_squeezenet_sees_alike_as_alike(shared_data: Path) -> None:
     loss = losses.PerceptualLoss(load_squeezenet(shared_data / "weights" / "squeezenet_v1.0_fp16.pt"), "paper")
     image = torch.rand(1, 3, 64, 64) * 2 - 1
@@ -197,7 +208,7 @@ def srgan_start(tmp_path: Path) -> tuple[TrainConfig, Path]:
 
 
 @pytest.mark.parametrize("stage", ["srresnet", "srgan"])
-@pytest.mark.parametrize("stop", [1, 3, 7])
+@pytest.mark.parametrize("stop", [1, 29, 30, 59])
 def test_resumed_equals_uninterrupted(photos: Path, tmp_path: Path, stage: str, stop: int) -> None:
     config, initial = (TINY, None) if stage == "srresnet" else srgan_start(tmp_path)
     whole = Trainer(config, photos, tmp_path / "whole", initial=initial)
@@ -239,12 +250,36 @@ def test_a_run_learns_and_tells(photos: Path, tmp_path: Path) -> None:
     assert recipe["terms"]["content"] > 0
 
 
-def test_a_loss_that_is_not_finite_stops(photos: Path, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, steps=20, learning_rate=1e30)
-    trainer = Trainer(config, photos, tmp_path / "run", save_every=1)
-    with pytest.raises(TrainingError, match="last good checkpoint"):
+@pytest.mark.parametrize(("after", "said"), [(3, "content loss is nan at step 3"), (4, "weights are not finite after")])
+def test_a_run_that_diverges_keeps_a_good_checkpoint(photos: Path, tmp_path: Path, after: int, said: str) -> None:
+    config = dataclasses.replace(TINY, steps=6)
+    out = tmp_path / "run"
+    trainer = Trainer(config, photos, out, save_every=2)
+
+    def poison(step: int, _: dict[str, float]) -> None:
+        if step == after:  # at 4 a save is due: the loss was finite, the weights no longer are
+            next(trainer.step.generator.parameters()).data.fill_(math.nan)
+
+    with pytest.raises(TrainingError, match=f"{said}.*last good checkpoint is of step 2"):
+        trainer.run(poison)
+    resumed = Trainer(config, photos, out, resume=True)
+    assert resumed.position == 2
+    assert resumed.step.is_finite()
+    resumed.run()
+    whole = Trainer(config, photos, tmp_path / "whole")
+    whole.run()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.step.average.parameters(), resumed.step.average.parameters(), strict=True)
+    )
+
+
+def test_a_run_that_diverges_at_once_has_no_checkpoint(photos: Path, tmp_path: Path) -> None:
+    trainer = Trainer(dataclasses.replace(TINY, learning_rate=1e38), photos, tmp_path / "run", save_every=1)
+    with pytest.raises(TrainingError, match="no checkpoint was due before it"):
         trainer.run()
-    assert checkpoint.checkpoints(tmp_path / "run")
+    assert checkpoint.checkpoints(tmp_path / "run") == []
+    assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -281,3 +316,180 @@ def test_folders_that_do_not_do(photos: Path, tmp_path: Path) -> None:
         Trainer(TINY, photos, tmp_path / "out")
     with pytest.raises(UsageError, match="--init"):
         Trainer(dataclasses.replace(TINY, stage="srgan"), photos, tmp_path / "gan")
+
+
+def test_measuring_the_terms_changes_nothing(photos: Path, tmp_path: Path) -> None:
+    config, initial = srgan_start(tmp_path)
+    trainer = Trainer(config, photos, tmp_path / "run", initial=initial)
+    before = weights.load(initial).network.state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in trainer.step.generator.state_dict().items())
+    lr, hr = trainer.dataset.batch(0)
+    assert trainer.terms.keys() == {"content", "adversarial"}
+    # Statistics of a real step, not the untrained averages that eval mode would take.
+    sr = trainer.step.generator(lr)
+    assert trainer.step.generator.training
+    assert math.isclose(trainer.terms["content"], float(losses.mse(sr, hr).detach()), rel_tol=0.5)
+
+
+def test_the_terms_are_those_of_the_first_start(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = Trainer(dataclasses.replace(TINY, steps=3), photos, out)
+    first.run()
+    second = Trainer(dataclasses.replace(TINY, steps=5), photos, out, resume=True)
+    assert second.terms == first.terms
+    assert weights.load(second.run()).info.recipe["terms"] == first.terms
+
+
+def test_other_images_are_told(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("0.png", "1.png"):
+        (folder / name).write_bytes((photos / name).read_bytes())
+    config = dataclasses.replace(TINY, steps=1)
+    Trainer(config, folder, tmp_path / "run").run()
+    Trainer(config, folder, tmp_path / "run", resume=True)
+    assert "images have changed" not in caplog.text
+    (folder / "1.png").write_bytes((photos / "2.png").read_bytes())
+    Trainer(config, folder, tmp_path / "run", resume=True)
+    assert "images have changed" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["save_every", "validate_every"])
+def test_intervals_are_at_least_one_step(photos: Path, tmp_path: Path, option: str) -> None:
+    with pytest.raises(UsageError, match="at least 1 step"):
+        Trainer(TINY, photos, tmp_path / "run", **{option: 0})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": -1},
+        {"seed": 2**60},
+        {"clip": -1.0},
+        {"clip": math.nan},
+        {"adversarial_weight": math.nan},
+        {"learning_rate": math.nan},
+        {"learning_rate": math.inf},
+        {"crop": 16, "content": "vgg54"},
+        {"crop": 16, "stage": "srgan"},
+    ],
+)
+def test_values_that_cannot_train(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        dataclasses.replace(TINY, **change)
+
+
+def test_a_full_disk(photos: Path, tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="make room"):
+        Trainer(TINY, photos, out).run()
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    from srgan_fast.resize import nearest_up
+
+    generator = torch.Generator().manual_seed(1)
+    for part, count in (("train", 3), ("val", 1)):
+        for kind in ("high", "low"):
+            (tmp_path / "pairs" / part / kind).mkdir(parents=True)
+        for index in range(count):
+            low = torch.randint(0, 256, (3, 20, 24), dtype=torch.uint8, generator=generator)
+            for kind, image in (("low", low), ("high", nearest_up(low, 2))):
+                path = tmp_path / "pairs" / part / kind / f"{index}.png"
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    train = tmp_path / "pairs" / "train"
+    Image.new("RGB", (48, 40)).save(train / "high" / "alone.png")
+    for kind in ("high", "low"):
+        Image.new("RGB", (48, 40)).save(train / kind / "unlike.png")
+    Image.new("RGB", (20, 20)).save(train / "high" / "small.png")
+    Image.new("RGB", (10, 10)).save(train / "low" / "small.png")
+    return tmp_path / "pairs"
+
+
+def test_pairs_are_cut_and_turned_together(pairs: Path, tmp_path: Path) -> None:
+    from srgan_fast.resize import nearest_up
+
+    shape = GeneratorConfig(scale=2, blocks=1, width=4)
+    config = dataclasses.replace(TINY, generator=shape, degradation="pairs", steps=2)
+    trainer = Trainer(config, pairs, tmp_path / "run")
+    assert {skipped.path.name for skipped in trainer.skipped} == {"alone.png", "unlike.png", "small.png"}
+    assert len(trainer.validation) == 1
+    for step in range(8):
+        lr, hr = trainer.dataset.batch(step)
+        assert lr.shape == (2, 3, 16, 16)
+        assert torch.equal(nearest_up((lr * 255).round(), 2), ((hr + 1) * 127.5).round())
+    assert "val_psnr_db" in weights.load(trainer.run()).info.recipe
+    with pytest.raises(UsageError, match="no high"):
+        Trainer(config, pairs / "train", tmp_path / "other")
+    with pytest.raises(InputError, match="100x100"):
+        Trainer(dataclasses.replace(config, crop=100), pairs, tmp_path / "other")
+
+
+def test_validation_takes_the_degradation_of_the_run(photos: Path, tmp_path: Path) -> None:
+    from srgan_fast.resize import gaussian_down
+
+    config = dataclasses.replace(TINY, degradation="gaussian")
+    trainer = Trainer(config, photos, tmp_path / "run", validation=photos)
+    for lr, hr in trainer.validation:
+        assert torch.equal(lr, gaussian_down(hr, 4, config.blur_sigma))
+
+
+def test_tensorboard_gets_curves_and_samples(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int) -> None:
+            calls.append(("open", folder, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            calls.append(("scalar", name, step))
+
+        def add_image(self, name: str, image: torch.Tensor, step: int) -> None:
+            calls.append(("image", tuple(image.shape), step))
+
+        def close(self) -> None:
+            calls.append(("close",))
+
+    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    config = dataclasses.replace(TINY, steps=4)
+    for number, validation in enumerate((None, photos)):
+        calls.clear()
+        Trainer(config, photos, tmp_path / str(number), validation=validation, validate_every=2).run()
+        assert calls[0] == ("open", str(tmp_path / str(number) / "tensorboard"), 0)
+        assert [step for kind, *rest in calls if kind == "scalar" and rest[0] == "content" for step in rest[1:]] == [
+            1,
+            2,
+            3,
+            4,
+        ]
+        rows = 3 if validation else 2
+        assert [call for call in calls if call[0] == "image"] == [("image", (3, rows * 32, 96), s) for s in (2, 4)]
+        assert calls[-1] == ("close",)
+
+
+def test_a_sample_grid_shows_lr_sr_hr() -> None:
+    lr = torch.full((2, 3, 2, 2), 0.25)
+    grid = board.sample_grid(lr, torch.zeros(2, 3, 8, 8), torch.full((2, 3, 8, 8), 3.0))
+    assert grid.shape == (3, 16, 24)
+    assert [float(grid[0, 0, x]) for x in (0, 8, 16)] == [0.25, 0.5, 1.0]
+
+
+def test_tensorboard_that_cannot_write_does_not_end_a_run(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full:
+        def __init__(self, folder: str, purge_step: int) -> None: ...
+
+        def add_scalar(self, *_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(board.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Full))
+    assert Trainer(dataclasses.replace(TINY, steps=2), photos, tmp_path / "run").run().is_file()
+    assert caplog.text.count("TensorBoard stops here") == 1

@@ -123,7 +123,10 @@ def test_layouts_and_colours_agree(model: weights.Model) -> None:
     assert np.array_equal(upscaler(hwc[..., ::-1], color="bgr")[..., ::-1], want)
     assert np.array_equal(upscaler(hwc.transpose(2, 0, 1), layout="CHW").transpose(1, 2, 0), want)
     assert np.array_equal(upscaler(np.stack([hwc, hwc]))[1], want)
-    assert np.array_equal(upscaler(hwc[::-1, ::-1])[::-1, ::-1].shape, want.shape)
+    frozen = hwc.copy()
+    frozen.flags.writeable = False
+    assert np.array_equal(upscaler(frozen), want)
+    assert np.array_equal(upscaler(np.asfortranarray(hwc)), want)
 
 
 @pytest.mark.parametrize(

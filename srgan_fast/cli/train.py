@@ -12,7 +12,7 @@ from srgan_fast.errors import UsageError
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, searched to its depths.")],
+    data: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ and val/ pairs.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.")],
     preset: Annotated[str, typer.Option(help="A recipe; see the README.")] = "paper-srresnet-mse",
     name: Annotated[str, typer.Option(help="The name of the weights file.")] = "model",
@@ -27,6 +27,12 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm, instead of the preset's.")] = None,
     content: Annotated[str | None, typer.Option(help="mse, vgg22, vgg54 or squeezenet.")] = None,
+    degradation: Annotated[str | None, typer.Option(help="How LR is made: bicubic, gaussian, or read: pairs.")] = None,
+    vgg_reduction: Annotated[
+        str | None, typer.Option(help="Feature losses: paper sums over channels, mean averages.")
+    ] = None,
+    vgg_input: Annotated[str | None, typer.Option(help="What the VGG weights expect: torchvision or caffe.")] = None,
+    adversarial_weight: Annotated[float | None, typer.Option(help="Of the srgan stage (the paper: 1e-3).")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Residual blocks, instead of the preset's.")] = None,
@@ -40,16 +46,26 @@ def train(
     if preset not in PRESETS:
         raise UsageError(f"expected a preset of {', '.join(PRESETS)}, got {preset!r}")
     config = PRESETS[preset]
-    if content is not None and content not in ("mse", "vgg22", "vgg54", "squeezenet"):
-        raise UsageError(f"expected --content mse, vgg22, vgg54 or squeezenet, got {content!r}")
-    if precision is not None and precision not in ("auto", "fp32", "bf16"):
-        raise UsageError(f"expected --precision auto, fp32 or bf16, got {precision!r}")
-    chosen: dict[str, Any] = {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
-    chosen |= {"clip": clip, "content": content, "precision": precision, "seed": seed}
+    choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
+        "content": (content, ("mse", "vgg22", "vgg54", "squeezenet")),
+        "degradation": (degradation, ("bicubic", "gaussian", "pairs")),
+        "precision": (precision, ("auto", "fp32", "bf16")),
+        "vgg_reduction": (vgg_reduction, ("paper", "mean")),
+        "vgg_input": (vgg_input, ("torchvision", "caffe")),
+    }
+    for option, (value, allowed) in choices.items():
+        if value is not None and value not in allowed:
+            raise UsageError(f"expected --{option.replace('_', '-')} out of {', '.join(allowed)}, got {value!r}")
+    chosen: dict[str, Any] = {option: value for option, (value, _) in choices.items()}
+    chosen |= {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
+    chosen |= {"clip": clip, "seed": seed, "adversarial_weight": adversarial_weight}
     shape: dict[str, Any] = {
         key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None
     }
-    chosen["generator"] = dataclasses.replace(config.generator, **shape) if shape else None
+    try:
+        chosen["generator"] = dataclasses.replace(config.generator, **shape) if shape else None
+    except ValueError as error:
+        raise UsageError(f"{error}; change --blocks or --width") from error
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
 
     from rich.console import Console
@@ -75,6 +91,11 @@ def train(
     print(f"{counts}; step {trainer.position} of {config.steps}")
     for skipped in trainer.skipped[:5]:
         print(f"skipped {skipped.path.name}: {skipped.reason}")
+    total = sum(trainer.terms.values())
+    shares = ", ".join(
+        f"{key} {value:.3e} ({value / total:.1%})" if total else f"{key} 0" for key, value in trainer.terms.items()
+    )
+    print(f"weighted loss terms over ten batches before training: {shares}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=config.steps, completed=trainer.position)

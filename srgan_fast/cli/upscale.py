@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
+from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
@@ -164,7 +164,7 @@ def _folder_jobs(source: Path, target: Path, suffix: str | None, overwrite: bool
 
 
 def _images(source: Path, target: Path) -> Iterator[Path]:
-    """The images of a folder in a fixed order, without those of an output folder inside it."""
+    """The images of a folder in a fixed order, without an output folder inside it; links to folders stay aside."""
     from srgan_fast.image import IMAGE_SUFFIXES
 
     def refuse(error: OSError) -> None:

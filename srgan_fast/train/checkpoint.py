@@ -16,7 +16,7 @@ from srgan_fast.errors import CheckpointError, OutputError
 from srgan_fast.train.config import TrainConfig
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"srgan-fast checkpoint 1\n"
+_MAGIC = b"srgan-fast checkpoint 2\n"
 _KEPT = 2
 
 
@@ -46,6 +46,7 @@ def save(folder: Path, step: int, state: dict[str, Any], config: TrainConfig) ->
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        _sync(folder)
         for old in checkpoints(folder)[:-_KEPT]:
             old.unlink()
     except OSError as error:
@@ -67,7 +68,7 @@ def load(folder: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
     for path in reversed(checkpoints(folder)):
         content = _read(path)
         if content is None:
-            _log.warning("%s is damaged; the one before it is taken", path.name)
+            _log.warning("%s is damaged, or of another version of srgan-fast; the one before it is taken", path.name)
             continue
         changed = [key for key, value in asdict(config).items() if _plain(content["config"].get(key)) != _plain(value)]
         if set(changed) - {"steps", "precision"}:
@@ -78,6 +79,15 @@ def load(folder: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
             _log.warning("resumed under another %s: equal in value, not in bits", different)
         return content["step"], content["state"]
     raise CheckpointError(f"expected a checkpoint in {folder}, found none that is whole; start without --resume")
+
+
+def _sync(folder: Path) -> None:
+    """Make the rename survive a power cut, before an older checkpoint is dropped for it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _plain(value: Any) -> Any:

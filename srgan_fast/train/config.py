@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -10,13 +11,19 @@ from srgan_fast.model import GeneratorConfig
 
 Content = Literal["mse", "vgg22", "vgg54", "squeezenet"]
 
+# Batches are drawn from seed * 1_000_003 + step, which has to stay inside torch's 64 bits.
+_SEEDS = 2**40
+# HR pixels a side below which the discriminator and the feature networks run out of positions.
+_SMALLEST_LOOK = 32
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One training run. Sizes in pixels of HR, rates per step; the defaults are the paper's SRResNet-MSE.
 
     `decay` says how the learning rate goes from `learning_rate` to `final_learning_rate`: in one drop at half of the
-    steps, as the paper does for SRGAN, or along a half cosine.
+    steps, as the paper does for SRGAN, or along a half cosine. `degradation` says where LR comes from: made from HR by
+    one of two kernels, or read from a folder of pairs.
     """
 
     stage: Literal["srresnet", "srgan"] = "srresnet"
@@ -25,7 +32,7 @@ class TrainConfig:
     adversarial_weight: float = 1e-3
     vgg_reduction: Literal["paper", "mean"] = "paper"
     vgg_input: Literal["torchvision", "caffe"] = "torchvision"
-    degradation: Literal["bicubic", "gaussian"] = "bicubic"
+    degradation: Literal["bicubic", "gaussian", "pairs"] = "bicubic"
     blur_sigma: float = 1.0
     crop: int = 96
     batch: int = 16
@@ -43,8 +50,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.crop % self.generator.scale or self.crop < self.generator.scale:
             raise UsageError(f"expected a crop that is a multiple of scale {self.generator.scale}, got {self.crop}")
-        if self.batch < 1 or self.steps < 1 or self.learning_rate <= 0:
-            raise UsageError("expected batch and steps of at least 1 and a learning rate above 0")
+        if self.batch < 1 or self.steps < 1 or not 0 < self.learning_rate < math.inf:
+            raise UsageError("expected batch and steps of at least 1 and a finite learning rate above 0")
+        if not 0 <= self.clip < math.inf:
+            raise UsageError(f"expected clip of at least 0 (0 clips nothing), got {self.clip}")
+        if not 0 <= self.adversarial_weight < math.inf:
+            raise UsageError(f"expected a finite adversarial weight of at least 0, got {self.adversarial_weight}")
+        if not 0 <= self.seed < _SEEDS:
+            raise UsageError(f"expected a seed in 0..{_SEEDS - 1}, got {self.seed}")
+        if self.crop < _SMALLEST_LOOK and (self.stage == "srgan" or self.content != "mse"):
+            raise UsageError(
+                f"expected a crop of at least {_SMALLEST_LOOK} for the srgan stage and for feature losses, whose"
+                f" strides leave nothing of a smaller one, got {self.crop}"
+            )
         if not 0 <= self.ema < 1:
             raise UsageError(f"expected ema in [0, 1), got {self.ema}")
 

@@ -50,7 +50,7 @@ class EagerStep:
         self.generator, self.discriminator = _prepare(generator), discriminator and _prepare(discriminator)
         self.average = copy.deepcopy(self.generator).eval().requires_grad_(False)
         # The rate lives in a tensor, which a captured graph can read too.
-        self.rate = torch.tensor(config.learning_rate)
+        self.rate = torch.tensor(config.learning_rate, device=next(generator.parameters()).device)
         self.optimisers = {"generator": self._adam(self.generator)}
         if self.discriminator is not None:
             self.optimisers["discriminator"] = self._adam(self.discriminator)
@@ -67,7 +67,7 @@ class EagerStep:
         self.rate.fill_(learning_rate(self.config, step))
         lr = lr.contiguous(memory_format=torch.channels_last)
         hr = hr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16_pays(self.config.precision)):
+        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16_pays(self.config.precision)):
             sr = self.generator(lr)
             terms: dict[str, Tensor] = {}
             if self.discriminator is not None:
@@ -106,6 +106,11 @@ class EagerStep:
             mine.lerp_(new, 1 - decay)
         for mine, new in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             mine.copy_(new)
+
+    def is_finite(self) -> bool:
+        """Whether every weight is finite: a finite loss says nothing of the update that followed it."""
+        networks = [self.generator, self.average] + ([self.discriminator] if self.discriminator is not None else [])
+        return all(bool(torch.isfinite(value).all()) for network in networks for value in network.state_dict().values())
 
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, and the random state of the process."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -21,18 +23,23 @@ from srgan_fast.errors import Interrupted, OutputError, TrainingError, UsageErro
 from srgan_fast.evaluate.metrics import score
 from srgan_fast.features import load_squeezenet, load_vgg19
 from srgan_fast.model import Discriminator, Generator
-from srgan_fast.resize import imresize_down
 from srgan_fast.train import checkpoint, losses
+from srgan_fast.train.board import Board
 from srgan_fast.train.config import TrainConfig
-from srgan_fast.train.data import CropDataset, read_folder
+from srgan_fast.train.data import CropDataset, degrade, read_folder, read_pairs
 from srgan_fast.train.init import interpolating_init
 from srgan_fast.train.step import EagerStep
 
+_log = logging.getLogger(__name__)
 _RATIO_BATCHES = 10
+_SAMPLES = 4
 
 
 class Trainer:
     """One training run in one folder: `log.jsonl`, `step_*.ckpt`, and in the end NAME.safetensors.
+
+    With degradation pairs the images are `data`/train/high and low, and `data`/val is the validation set if it exists
+    and no other is given. `terms` holds the weighted loss terms measured before the first step.
 
     Raises:  UsageError, InputError from the choices and the data; CheckpointError if `resume` finds nothing to resume
     """
@@ -54,6 +61,8 @@ class Trainer:
     ) -> None:
         self.config, self.out, self.name = config, out, name
         self.save_every, self.validate_every = save_every, validate_every
+        if min(save_every, validate_every) < 1:
+            raise UsageError(f"expected intervals of at least 1 step, got {min(save_every, validate_every)}")
         if config.stage == "srgan" and initial is None and not resume:
             raise UsageError("the srgan stage starts from a trained SRResNet; give one as --init")
         try:
@@ -62,9 +71,15 @@ class Trainer:
             raise OutputError(f"cannot make {out}: {error.strerror}; name a folder that can be written") from error
         if not resume and checkpoint.checkpoints(out):
             raise UsageError(f"{out} holds checkpoints of a run; give --resume, or another folder")
-        images, self.skipped = read_folder(data, config.crop)
-        self.dataset = CropDataset(images, config)
-        self.validation = _validation_pairs(validation, config.generator.scale) if validation is not None else []
+        if config.degradation == "pairs":
+            images, lows, self.skipped = read_pairs(data / "train", config.generator.scale, config.crop)
+            self.dataset = CropDataset(images, config, lows)
+            if validation is None and (data / "val").is_dir():
+                validation = data / "val"
+        else:
+            images, self.skipped = read_folder(data, config.crop)
+            self.dataset = CropDataset(images, config)
+        self.validation = _validation_pairs(validation, config) if validation is not None else []
         torch.manual_seed(config.seed)
         self.step = EagerStep(
             _generator(config, initial),
@@ -72,20 +87,24 @@ class Trainer:
             config,
             Discriminator() if config.stage == "srgan" else None,
         )
-        self.position = 0
+        self.position, self._digest = 0, self.dataset.digest()
         if resume:
             self.position, state = checkpoint.load(out, config)
             self.step.restore(state)
+            self.terms: dict[str, float] = state["terms"]
+            if state["images"] != self._digest:
+                _log.warning("the images have changed since the checkpoint: the run goes on with other batches")
+        else:
+            self.terms = self._measure_terms()
 
     def run(self, progress: Callable[[int, dict[str, float]], None] = lambda step, terms: None) -> Path:
         """Train to the end and return the weights file.
 
         Raises:  TrainingError when a loss is not finite; Interrupted after Ctrl-C or SIGTERM, with all saved
         """
-        ratio = self._term_ratio()
         saved = self.position
-        with _stop_requests() as stop, (self.out / "log.jsonl").open("a") as log:
-            self._log(log, {"event": "start", "step": self.position, "terms": ratio, "skipped": len(self.skipped)})
+        with _stop_requests() as stop, self._records() as record_line, self._board() as board:
+            record_line({"event": "start", "step": self.position, "terms": self.terms, "skipped": len(self.skipped)})
             while self.position < self.config.steps:
                 start = time.perf_counter()
                 lr, hr = self.dataset.batch(self.position)
@@ -93,10 +112,7 @@ class Trainer:
                 terms = {key: float(value) for key, value in self.step(lr, hr, self.position).items()}
                 bad = [key for key, value in terms.items() if not math.isfinite(value)]
                 if bad:
-                    raise TrainingError(
-                        f"the {bad[0]} loss is {terms[bad[0]]} at step {self.position}; the last good checkpoint is of"
-                        f" step {saved}; lower --learning-rate or give --clip, and resume"
-                    )
+                    raise self._diverged(f"the {bad[0]} loss is {terms[bad[0]]} at step {self.position}", saved)
                 self.position += 1
                 record = {
                     "step": self.position,
@@ -104,18 +120,22 @@ class Trainer:
                     "loader_s": loaded - start,
                     "step_s": time.perf_counter() - loaded,
                 }
-                if self.validation and self.position % self.validate_every == 0:
-                    record |= self.validate()
-                self._log(log, record)
+                if self.position % self.validate_every == 0:
+                    if self.validation:
+                        record |= self.validate()
+                    if board.open:
+                        board.samples(self.position, *self._samples())
+                record_line(record)
+                board.scalars(self.position, {key: value for key, value in record.items() if key != "step"})
                 progress(self.position, terms)
                 if stop():
-                    self._save()
+                    self._save(saved)
                     raise Interrupted(f"stopped after step {self.position}, saved in {self.out}; go on with --resume")
                 if self.position % self.save_every == 0:
-                    self._save()
+                    self._save(saved)
                     saved = self.position
-        self._save()
-        return self.export(ratio)
+        self._save(saved)
+        return self.export()
 
     def validate(self) -> dict[str, float]:
         """Mean PSNR and SSIM (y601) of the averaged generator on whole images, in float32."""
@@ -132,43 +152,90 @@ class Trainer:
             "val_ssim": sum(s.ssim for s in scores) / count,
         }
 
-    def export(self, ratio: dict[str, float]) -> Path:
+    def export(self) -> Path:
         """Write the averaged generator as a weights file with its recipe."""
         path = self.out / f"{self.name}.safetensors"
         recipe = {
             **asdict(self.config),
             "images": len(self.dataset.images),
             "steps_done": self.position,
-            "terms": ratio,
+            "terms": self.terms,
         }
         if self.validation:
             recipe |= self.validate()
         weights.save(path, self.step.average, name=self.name, recipe=recipe, source="srgan-fast train")
         return path
 
-    def _term_ratio(self) -> dict[str, float]:
+    def _measure_terms(self) -> dict[str, float]:
         """The weighted terms of the generator's loss over ten batches, before training: who will steer."""
         totals: dict[str, float] = {}
-        step = self.step
+        # On a copy in training mode: batch statistics as in a real step, and the run's own stay untouched.
+        step = copy.copy(self.step)
+        step.generator, step.discriminator = copy.deepcopy((step.generator, step.discriminator))
         with torch.no_grad():
-            for network in filter(None, (step.generator, step.discriminator)):
-                network.eval()  # looking must not move the statistics of batch normalisation
             for index in range(_RATIO_BATCHES):
                 lr, hr = self.dataset.batch(index)
                 for name, term in step.generator_terms(step.generator(lr), hr).items():
                     weight = self.config.adversarial_weight if name == "adversarial" else 1.0
                     totals[name] = totals.get(name, 0.0) + weight * float(term) / _RATIO_BATCHES
-            for network in filter(None, (step.generator, step.discriminator)):
-                network.train()
         return totals
 
-    def _save(self) -> None:
-        checkpoint.save(self.out, self.position, self.step.state(), self.config)
+    def _samples(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops that the run is watched on: of the validation images, or of the first batch where there are none."""
+        size, scale = self.config.crop // self.config.generator.scale, self.config.generator.scale
+        lr, hr = self.dataset.batch(0)
+        large = [pair for pair in self.validation if min(pair[0].shape[1:]) >= size]
+        if large:
+            lows, highs = [], []
+            for low, high in large[:_SAMPLES]:
+                y, x = (low.shape[1] - size) // 2, (low.shape[2] - size) // 2
+                lows.append(low[:, y : y + size, x : x + size])
+                highs.append(high[:, y * scale : (y + size) * scale, x * scale : (x + size) * scale])
+            lr, hr = torch.stack(lows) / 255.0, torch.stack(highs) / 127.5 - 1.0
+        with torch.inference_mode():
+            sr = self.step.average(lr[:_SAMPLES]).float()
+        return lr[:_SAMPLES], sr, hr[:_SAMPLES]
+
+    def _save(self, saved: int) -> None:
+        if not self.step.is_finite():
+            raise self._diverged(f"the weights are not finite after step {self.position}", saved)
+        state = self.step.state() | {"terms": self.terms, "images": self._digest}
+        checkpoint.save(self.out, self.position, state, self.config)
 
     @staticmethod
-    def _log(file: Any, record: dict[str, Any]) -> None:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
+    def _diverged(what: str, saved: int) -> TrainingError:
+        kept = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint was due before it"
+        again = "resume" if saved else "start again in a new folder"
+        return TrainingError(f"{what}; {kept}; lower --learning-rate or give --clip, and {again}")
+
+    @contextmanager
+    def _records(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        path = self.out / "log.jsonl"
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}; name a folder that can be written") from error
+
+        def write(record: dict[str, Any]) -> None:
+            try:
+                file.write(json.dumps(record) + "\n")
+                file.flush()
+            except OSError as error:
+                raise OutputError(f"cannot write {path}: {error.strerror}; make room and resume") from error
+
+        try:
+            yield write
+        finally:
+            with suppress(OSError):  # closing tries once more to write what just failed
+                file.close()
+
+    @contextmanager
+    def _board(self) -> Iterator[Board]:
+        board = Board(self.out / "tensorboard", self.position)
+        try:
+            yield board
+        finally:
+            board.close()
 
 
 @contextmanager
@@ -214,10 +281,14 @@ def _content(config: TrainConfig, vgg: Path | None, squeezenet: Path | None) -> 
     return losses.PerceptualLoss(load_vgg19(*layer, vgg, config.vgg_input), config.vgg_reduction)
 
 
-def _validation_pairs(folder: Path, scale: int) -> list[tuple[Tensor, Tensor]]:
-    images, _ = read_folder(folder, 11 + 2 * scale)
+def _validation_pairs(folder: Path, config: TrainConfig) -> list[tuple[Tensor, Tensor]]:
+    scale = config.generator.scale
+    smallest = 11 + 2 * scale  # SSIM's window inside the border that a score leaves out
+    if config.degradation == "pairs":
+        highs, lows, _ = read_pairs(folder, scale, smallest)
+        return list(zip(lows, highs, strict=True))
     pairs = []
-    for image in images:
+    for image in read_folder(folder, smallest)[0]:
         hr = image[:, : image.shape[1] // scale * scale, : image.shape[2] // scale * scale]
-        pairs.append((imresize_down(hr, scale), hr))
+        pairs.append((degrade(hr, config), hr))
     return pairs
