@@ -250,6 +250,10 @@ def _decode(path: Path, data: bytes) -> Picture:
         icc, orientation = image.info.get("icc_profile") or None, image.getexif().get(0x0112, 1)
         # TIFF's bits a sample, kind of grey, kind of numbers, kind of alpha.
         tags = dict(image.tag_v2) if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+        boxes = [tile[1] or (0, 0, 0, 0) for tile in image.tile]
+        if tags and sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in boxes) < image.width * image.height:
+            # Pillow would fill what no strip covers with black.
+            raise ValueError(f"strips for less than {image.width}x{image.height} pixels")
         image.load()  # 16-bit colour too: FFmpeg passes over damage that Pillow finds
         if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
             return _orient(replace(_decode_deep("png", data), icc=icc), orientation)

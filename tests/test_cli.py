@@ -64,7 +64,7 @@ def test_upscale_a_folder_and_resume(run: Run, photo: Path, tiny: Path, tmp_path
     for name in ("a.png", "deeper/b.png"):
         (source / name).write_bytes(photo.read_bytes())
     (source / "bad.png").write_bytes(b"not an image")
-    code, out, err = run("upscale", source, target, "--weights", tiny)
+    code, _, err = run("upscale", source, target, "--weights", tiny)
     assert code == 2
     assert "bad.png" in err
     before = (target / "a.png").stat().st_mtime_ns

@@ -18,7 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 from torch.nn import functional as F
 
 from srgan_fast import image
@@ -307,6 +307,39 @@ def test_headers_that_lie(tmp_path: Path, side: int, depth: int) -> None:
         image.read(tmp_path / "a.png")
     assert "\n" not in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+
+
+def test_tiffs_whose_strips_hold_less_than_the_header_says(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(9, 9, 3)).save(buffer, "TIFF")
+    data = bytearray(buffer.getvalue())
+    at = data.index(struct.pack("<HHI", 257, 4, 1)) + 8
+    for height in (10, 16777225):
+        data[at : at + 4] = struct.pack("<I", height)
+        (tmp_path / "a.tif").write_bytes(data)
+        with pytest.raises(InputError, match="damaged"):
+            image.read(tmp_path / "a.tif")
+
+
+def test_tiffs_in_planes(tmp_path: Path) -> None:
+    # Three planes, one strip each, uncompressed, as a few programs write them.
+    pixels = noise(6, 5, 3)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[256], tags[257], tags[258], tags[259], tags[262], tags[277], tags[278] = 5, 6, (8, 8, 8), 1, 2, 3, 6
+    tags[284], tags[279] = 2, (30, 30, 30)
+    tags.tagtype[273] = 4
+    tags[273] = (400, 430, 460)
+    buffer = io.BytesIO()
+    tags.save(buffer)
+    data = buffer.getvalue()
+    # The first offset is moved behind the directory by the writer of the tags; the others are as given.
+    at = data.index(struct.pack("<HHI", 273, 4, 3)) + 8
+    start = struct.unpack("<I", data[at : at + 4])[0]
+    data = bytearray(data.ljust(490, b"\0"))
+    data[start : start + 12] = struct.pack("<3I", 400, 430, 460)
+    data[400:490] = pixels.transpose(2, 0, 1).tobytes()
+    (tmp_path / "a.tif").write_bytes(data)
+    assert np.array_equal(image.read(tmp_path / "a.tif").rgb, pixels)
 
 
 def test_bombs_are_refused_even_where_pillows_guard_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
