@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-_ROOT = Path(__file__).resolve().parent.parent
+# In a checkout the parent of bench/, srgan_fast/ and kernels/; in an installed package, which has the two inside,
+# the package itself.
+ROOT = Path(__file__).resolve().parent.parent
+_CHECKOUT = (ROOT / "srgan_fast").is_dir()
+_SUFFIXES = {".py", ".cu", ".cuh", ".h"}
+
+# One process, one value: both sides of a ratio must carry the same.
+RUN = uuid.uuid4().hex[:12]
 
 
 def latency(samples_ms: Sequence[float]) -> dict[str, Any]:
@@ -30,45 +41,105 @@ def latency(samples_ms: Sequence[float]) -> dict[str, Any]:
     return {"p20": at(0.2), "p50": at(0.5), "p80": at(0.8), "samples": list(samples_ms)}
 
 
-def environment() -> dict[str, Any]:
-    """What a speed depends on: machine, versions, commit, and a digest of the sources."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": _cpu_name(),
-        "amx": torch.cpu._is_amx_tile_supported(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "cuda": torch.version.cuda,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain")),
-        "sources": source_digest(),
-    }
-
-
-def source_digest() -> str:
-    """sha256 over the Python sources of the package, its kernels and benches: a record is stale when it changes."""
-    total = hashlib.sha256()
-    for folder in ("srgan_fast", "kernels", "bench"):
-        for path in sorted((_ROOT / folder).rglob("*.py")):
-            total.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
-    return total.hexdigest()[:16]
-
-
 def record(suite: str, name: str, **fields: Any) -> dict[str, Any]:
-    """A record with its id, time, environment and command."""
+    """A record with its id, time, environment and command; the id is a digest of the rest."""
     content = {
-        "schema": 1,
+        "schema": 2,
+        "run": RUN,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "suite": suite,
         "name": name,
         **fields,
-        "env": environment(),
+        "env": {**environment(), "sources": source_digest(suite)},
         "command": " ".join(["srgan-fast", *sys.argv[1:]]),
     }
-    text = json.dumps(content, sort_keys=True)
-    return {"id": hashlib.sha256(text.encode()).hexdigest()[:12], **content}
+    return {"id": content_id(content), **content}
+
+
+def content_id(content: dict[str, Any]) -> str:
+    """The id that belongs to a record's content: a line that was edited no longer has it."""
+    text = json.dumps({key: value for key, value in content.items() if key != "id"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """What a speed depends on: machine, versions, commit. `dirty` is None where no checkout can say."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    top = _git("rev-parse", "--show-toplevel")
+    # An installed package may lie inside a repository that is not its own.
+    own = _CHECKOUT and top is not None and Path(top).resolve() == ROOT
+    # Records are no sources: writing the first must not make the second dirty.
+    status = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results") if own else None
+    return {
+        "cpu": _cpu_name(),
+        "cpu_capability": capability,
+        "amx": torch.cpu._is_amx_tile_supported(),
+        "threads": torch.get_num_threads(),
+        **_gpu(),
+        "cuda": torch.version.cuda,
+        "torch": str(torch.__version__),
+        **{package: _version(package) for package in ("triton", "tensorrt")},
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "HEAD") if own else None,
+        "dirty": None if status is None else bool(status),
+    }
+
+
+@cache
+def source_digest(suite: str) -> str:
+    """sha256 over the sources behind a suite: its own file, every kernel, and what of the package they import.
+
+    A record is stale when this has changed since.
+    """
+    total = hashlib.sha256()
+    for path in sources_behind(suite):
+        total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
+
+
+def sources_behind(suite: str) -> list[Path]:
+    """The files whose change may change what a suite measures, in a fixed order."""
+    start = ROOT / "bench" / f"{suite}.py"
+    if not start.is_file():
+        raise ValueError(f"expected a suite that has a file in {start.parent}, got {suite!r}")
+    found: set[Path] = set()
+    waiting = {start, *(path for path in (ROOT / "kernels").rglob("*") if path.suffix in _SUFFIXES)}
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        if path.suffix == ".py":
+            waiting |= _imported(path) - found
+    return sorted(found)
+
+
+def _imported(path: Path) -> set[Path]:
+    """The files of this package that a file imports, at any depth; names that are no modules are passed over."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    package = ROOT / "srgan_fast" if _CHECKOUT else ROOT
+    files = set()
+    for name in names:
+        first, *rest = name.split(".")
+        if first != "srgan_fast" or not rest:
+            continue
+        base = (ROOT if rest[0] in ("kernels", "bench") else package).joinpath(*rest)
+        files |= {file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()}
+    return files
+
+
+def _gpu() -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        return {"gpu": None, "driver": None, "clocks_mhz": None}
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem", "--format=csv,noheader,nounits", "--id=0"]
+    said = (_output(query) or "").split(", ")
+    driver, sm, memory = said if len(said) == 3 else (None, None, None)
+    clocks = {"sm": sm, "memory": memory} if driver else None
+    return {"gpu": torch.cuda.get_device_name(), "driver": driver, "clocks_mhz": clocks}
 
 
 def _cpu_name() -> str:
@@ -81,9 +152,20 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _git(*arguments: str) -> str | None:
+def _version(package: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True, timeout=10, check=True)
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    return _output(["git", *arguments])
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

@@ -1,7 +1,8 @@
 """The one tolerance rule: how far a fast path may be from its reference.
 
 With inputs rounded to the test dtype, `truth` is the reference in float64, `plain` the reference in the test dtype and
-`fast` what is tested. A fast path may err twice as much as plain PyTorch does, and its RMS error is bounded by dtype.
+`fast` what is tested. A fast path may err twice as much as plain PyTorch does, plus a floor, and its RMS error is
+bounded by dtype. Pure data movement has no tolerance at all.
 """
 
 from __future__ import annotations
@@ -33,20 +34,48 @@ class Report:
         )
 
 
-def compare(fast: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, *, layers: int = 1) -> Report:
-    """Hold `fast` against the rule; a value that is not finite where the truth is fails.
+def compare(fast: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, *, floor: float | None = None) -> Report:
+    """Hold `fast` against the rule; a value that is not finite fails.
 
-    `layers` is how many operations in a row round their results: one for an op, its depth for a network.
+    `floor` is one rounding of the largest value unless given; who gives another says why beside the number.
 
     Shapes:  all three alike
-    Dtypes:  truth float64; `dtype` is the test dtype, whose resolution gives the floor
+    Dtypes:  truth float64; `dtype` is the test dtype, a key of RMS_BOUND
+    Raises:  ValueError for tensors of different shapes, an empty one, or a truth that is not float64
     """
-    difference = (fast.double() - truth).abs()
-    # Below one rounding of the largest value, "twice as much as PyTorch" would compare noise with noise.
-    floor = layers * torch.finfo(dtype).eps * float(truth.abs().max())
+    _alike(fast, plain, truth)
+    if truth.dtype != torch.float64:
+        raise ValueError(f"expected the truth in float64, got {truth.dtype}; run the reference in double")
+    if floor is None:
+        # Below one rounding of the largest value, "twice as much as PyTorch" would compare noise with noise.
+        floor = torch.finfo(dtype).eps * float(truth.abs().max())
+    error = fast.double() - truth
+    max_error = float(error.abs().max())
     max_allowed = 2 * float((plain.double() - truth).abs().max()) + floor
-    max_error = float(difference.max())
-    rms = float(difference.square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-30))
-    allowed = RMS_BOUND[dtype]
-    passed = bool(torch.isfinite(fast).all()) and max_error <= max_allowed and rms <= allowed
-    return Report(passed, max_error, max_allowed, rms, allowed)
+    rms_error = float(error.square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-30))
+    rms_allowed = RMS_BOUND[dtype]
+    # A NaN on any side makes its comparison false; only an infinite allowance would let an infinite error through.
+    finite = bool(torch.isfinite(fast).all() and torch.isfinite(plain).all())
+    passed = finite and max_error <= max_allowed and rms_error <= rms_allowed
+    return Report(passed, max_error, max_allowed, rms_error, rms_allowed)
+
+
+def compare_exact(fast: Tensor, truth: Tensor) -> Report:
+    """Hold pure data movement to what it is: the same values, bit for bit, in the same dtype.
+
+    Shapes:  both alike
+    Raises:  ValueError for tensors of different shapes or dtypes, or empty ones
+    """
+    _alike(fast, truth)
+    if fast.dtype != truth.dtype:
+        raise ValueError(f"expected one dtype, got {fast.dtype} and {truth.dtype}; movement changes no dtype")
+    same = torch.equal(fast.contiguous().view(torch.uint8), truth.contiguous().view(torch.uint8))
+    error = (fast.double() - truth.double()).abs()
+    scale = truth.double().square().mean().sqrt().clamp_min(1e-30)
+    return Report(same, float(error.max()), 0.0, float(error.square().mean().sqrt() / scale), 0.0)
+
+
+def _alike(*tensors: Tensor) -> None:
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len(set(shapes)) != 1 or tensors[0].numel() == 0:
+        raise ValueError(f"expected tensors of one shape with at least one value, got {shapes}")

@@ -7,13 +7,10 @@ SRResNet family is one parser, because its members differ only in names and in h
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -32,11 +29,12 @@ _IMAGENET: Range = (
     (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
     ((1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225),
 )
+_SPOKEN = {_UNIT: "[0, 1]", _SIGNED: "[-1, 1]", _IMAGENET: "ImageNet-normalised"}
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """A checkpoint in this project's terms."""
+    """A checkpoint in this project's terms; `assumptions` says what its tensors cannot tell."""
 
     layout: str
     architecture: str
@@ -57,56 +55,22 @@ def recognise(tensors: Mapping[str, Tensor], file_name: str) -> Recognised:
         if found is not None:
             return found
     keys = list(tensors)
-    seen = ", ".join(f"{key} {tuple(tensors[key].shape)}" for key in keys[:4])
+    # repr: a damaged file may have line breaks in its names
+    seen = ", ".join(f"{key!r:.60} {tuple(tensors[key].shape)}" for key in keys[:4])
+    known = dict.fromkeys([*(dialect.name for dialect in _DIALECTS), *LAYOUTS])
     raise WeightsError(
         f"{file_name} has {len(keys)} tensors of a layout that is not known ({seen}{', ...' if len(keys) > 4 else ''});"
-        f" known layouts: {', '.join([*(d.name for d in _DIALECTS), *list(LAYOUTS)[1:]])}"
+        f" known layouts: {', '.join(known)}"
     )
 
 
-def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
-    """The generator's tensors out of what a training script saved around them.
-
-    Raises:  WeightsError if there are none
-    """
-    while isinstance(content, Mapping):
-        if any(isinstance(value, Tensor) for value in content.values()):
-            tensors = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
-            return {re.sub(r"^(_orig_mod\.|module\.)+", "", key): value for key, value in tensors.items()}
-        for name in ("params_ema", "params", "ema_state_dict", "state_dict", "generator", "model", "net"):
-            if isinstance(content.get(name), Mapping):
-                content = content[name]
-                break
-        else:
-            break
-    raise WeightsError(f"expected a dictionary of tensors in {file_name}, found none; save the generator's state_dict")
+def bounds(colour_range: Range) -> tuple[Tensor, Tensor]:
+    """A colour range as two tensors [c, 1, 1] that broadcast over frames."""
+    low, high = (torch.tensor(bound, dtype=torch.float32).reshape(-1, 1, 1) for bound in colour_range)
+    return low, high
 
 
-# --- the SRResNet family ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Dialect:
-    """What a project's names tell that its tensors cannot: how it treats colours."""
-
-    name: str
-    names: tuple[str, ...]  # every one starts some key
-    input_range: Range
-    output_range: Range
-    activation: str
-    norm: str = "none"  # of blocks that carry no normalisation tensors
-
-
-_DIALECTS = (
-    _Dialect("leftthomas", ("block1.", "block8."), _UNIT, _SIGNED, "tanh"),
-    _Dialect("Fast-SRGAN", ("neck.", "stem.", "bottleneck."), _SIGNED, _SIGNED, "tanh", norm="instance"),
-    _Dialect("Lornatang", ("conv_block1.", "trunk.", "conv_block3."), _UNIT, _UNIT, "none"),
-    _Dialect("Lornatang", ("conv1.", "trunk.", "conv3."), _UNIT, _UNIT, "none"),
-    _Dialect("sgrvinod", ("conv_block1.", "residual_blocks."), _IMAGENET, _SIGNED, "tanh"),
-    _Dialect("sgrvinod", ("net.conv_block1.", "net.residual_blocks."), _IMAGENET, _SIGNED, "tanh"),
-    _Dialect("goldhuang", ("conv1.", "residual1.", "upsample."), _UNIT, _SIGNED, "tanh"),
-    _Dialect("Swift-SRGAN", ("initial.", "residual.", "final_conv."), _UNIT, _SIGNED, "tanh"),
-)
+# --- layers in order --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,22 +100,111 @@ def _layers(tensors: Mapping[str, Tensor]) -> list[_Layer] | None:
     layers: list[_Layer] = []
     for parts in modules.values():
         weight = parts.get("weight")
-        if weight is None:
+        if weight is None or weight.numel() == 0:
             return None
-        if weight.dim() == 4:
+        if weight.dim() == 4 and set(parts) <= {"weight", "bias"}:
             pointwise = weight.shape[2:] == (1, 1)
             if pointwise and layers and layers[-1].kind == "depthwise":
                 layers[-1] = _Layer("conv", (layers[-1].parts[0], parts))
             else:
                 depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
                 layers.append(_Layer("depthwise" if depthwise else "conv", (parts,)))
-        elif weight.dim() == 1 and "running_mean" in parts:
+        elif weight.dim() == 1 and set(parts) == {"weight", "bias", "running_mean", "running_var"}:
             layers.append(_Layer("norm", (parts,)))
         elif weight.dim() == 1 and set(parts) == {"weight"}:
             layers.append(_Layer("prelu", (parts,)))
         else:
             return None
     return layers
+
+
+_ROLES = {"conv": 0, "cnn": 0, "bn": 1, "norm": 1, "prelu": 2, "relu": 2, "act": 2}
+
+
+def _natural(key: str) -> list[tuple[int, int, str]]:
+    """Sorts block10 after block2, and within a block conv1, bn1, prelu, conv2, bn2: the order in which they run."""
+    parts = []
+    for part in key.split("."):
+        match = re.fullmatch(r"(.*?)(\d{0,9})", part, flags=re.DOTALL)
+        word, number = match.groups() if match else (part, "")
+        parts.append((int(number) if number else 1, _ROLES.get(word, 0), word))
+    return parts
+
+
+def _orders(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """As saved, and as counted: formats that sort their keys lose the order of the modules."""
+    yield tensors
+    yield {key: tensors[key] for key in sorted(tensors, key=_natural)}
+
+
+# --- the SRResNet family ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Dialect:
+    """What a project's names tell that its tensors cannot: the order of its parts, and how it treats colours."""
+
+    name: str
+    parts: tuple[str, ...]  # in the order in which they run; each starts some key, and each key starts with one
+    input_range: Range
+    output_range: Range
+    activation: str
+    norm: str = "none"  # of blocks that carry no normalisation tensors
+    unused: str = r"(?!)"  # parameters that the project registers but never applies
+
+    def order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """The tensors in the order in which they run; None if the names are not this project's."""
+        ranks = {}
+        for key in tensors:
+            rank = next((i for i, part in enumerate(self.parts) if re.match(part, key)), None)
+            if rank is None:
+                return None
+            ranks[key] = rank
+        if len(set(ranks.values())) < len(self.parts):
+            return None
+        ordered = sorted(tensors, key=lambda key: (ranks[key], _natural(key)))
+        return {key: tensors[key] for key in ordered if not re.match(self.unused, key)}
+
+
+_DIALECTS = (
+    _Dialect("leftthomas", (r"block\d+\.",), _UNIT, _SIGNED, "tanh"),
+    _Dialect(
+        "Fast-SRGAN",
+        (r"neck\.", r"stem\.", r"bottleneck\.", r"upsampling\.", r"head\."),
+        _SIGNED,
+        _SIGNED,
+        "tanh",
+        norm="instance",
+    ),
+    _Dialect(
+        "Lornatang",
+        (r"conv(_block)?1\.", r"trunk\.", r"conv(_block)?2\.", r"(upsampling|subpixel_conv)\.", r"conv(_block)?3\."),
+        _UNIT,
+        _UNIT,
+        "none",
+    ),
+    _Dialect(
+        "sgrvinod",
+        (r"conv_block1\.", r"residual_blocks\.", r"conv_block2\.", r"subpixel_conv\w*\.", r"conv_block3\."),
+        _IMAGENET,
+        _SIGNED,
+        "tanh",
+    ),
+    _Dialect("goldhuang", (r"conv1\.", r"residual\d+\.", r"conv2\.", r"upsample\."), _UNIT, _SIGNED, "tanh"),
+    _Dialect(
+        "Swift-SRGAN",
+        (r"initial\.", r"residual\.", r"convblock\.", r"upsampler\.", r"final_conv\."),
+        _UNIT,
+        _SIGNED,
+        "tanh",
+        # Every block registers an activation, also the two kinds that are told not to use it.
+        unused=r"(residual\.\d+\.block2|convblock)\.act\.",
+    ),
+)
+
+
+# The biases of convolutions that a normalisation may follow.
+_INNER_BIAS = re.compile(r"(body\.\d+\.conv[12]|skip\.0)(\.[01])?\.bias")
 
 
 class _Mismatch(Exception):
@@ -193,16 +246,14 @@ class _Parser:
         """The configuration; the tensors are left in `self.tensors`."""
         head = self.take("conv", "head.0")
         width, kernel = head.outputs, head.parts[0]["weight"].shape[-1]
-        slopes = self.take("prelu", "head.1")
+        slopes = [self.take("prelu", "head.1").outputs]
         blocks = 0
         norm = False
-        bias = True
         while self._is_block(width):
             name = f"body.{blocks}"
-            conv = self.take("conv", f"{name}.conv1")
-            bias = "bias" in conv.parts[0]
+            self.take("conv", f"{name}.conv1")
             norm = self.optional("norm", f"{name}.norm1")
-            self.take("prelu", f"{name}.prelu")
+            slopes.append(self.take("prelu", f"{name}.prelu").outputs)
             self.take("conv", f"{name}.conv2")
             if norm:
                 self.take("norm", f"{name}.norm2")
@@ -215,7 +266,7 @@ class _Parser:
         stages = 0
         while (layer := self.peek()) is not None and layer.kind == "conv" and layer.outputs == 4 * width:
             self.take("conv", f"upsample.{stages}.conv")
-            self.take("prelu", f"upsample.{stages}.prelu")
+            slopes.append(self.take("prelu", f"upsample.{stages}.prelu").outputs)
             stages += 1
         output = self.take("conv", "output")
         if self.peek() is not None or output.outputs != 3 or head.inputs != 3 or blocks == 0 or not 1 <= stages <= 3:
@@ -225,10 +276,10 @@ class _Parser:
             "blocks": blocks,
             "width": width,
             "norm": "batch" if norm else "none",
-            "prelu": "channel" if slopes.outputs > 1 else "shared",
+            "prelu": "channel" if max(slopes) > 1 else "shared",
             "kernel": kernel,
             "skip_end": skip_end,
-            "bias": bias,
+            "bias": any(map(_INNER_BIAS.fullmatch, self.tensors)),
             "separable": len(head.parts) == 2,
         }
 
@@ -243,31 +294,78 @@ class _Parser:
         )
 
 
-def _natural(key: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", key)]
+def _parsed(ordered: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    layers = _layers(ordered)
+    if layers is None:
+        return None
+    parser = _Parser(layers)
+    try:
+        config = parser.parse()
+        return config, _completed(config, parser.tensors)
+    except _Mismatch:
+        return None
+
+
+def _completed(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Write out what a project may leave implicit, then hold every tensor against the network's own shapes."""
+    try:
+        with torch.device("meta"):
+            wanted = Generator(GeneratorConfig(**config)).state_dict()
+    except ValueError as error:
+        raise _Mismatch from error
+    slopes = re.compile(r".*prelu\.weight|(head|skip)\.1\.weight")
+    full = {}
+    for key, want in wanted.items():
+        value = tensors.get(key)
+        if value is None and key.endswith(".bias"):
+            value = torch.zeros(want.shape)
+        elif value is not None and value.shape == (1,) and slopes.fullmatch(key):
+            value = value.expand(want.shape).clone()
+        if value is None or value.shape != want.shape:
+            raise _Mismatch
+        full[key] = value
+    if tensors.keys() - wanted.keys():
+        raise _Mismatch
+    return full
+
+
+def _instance(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The same tensors read as a network with InstanceNorm, whose usual form stores nothing and needs no bias."""
+    kept = {key: value for key, value in tensors.items() if not _INNER_BIAS.fullmatch(key) or value.any()}
+    config = {**config, "norm": "instance", "skip_end": "norm", "bias": any(map(_INNER_BIAS.fullmatch, kept))}
+    return config, _completed(config, kept)
 
 
 def _srresnet_family(tensors: Mapping[str, Tensor]) -> Recognised | None:
-    # As saved, and as counted: formats that sort their keys put block 10 before block 2.
-    for ordered in (tensors, {key: tensors[key] for key in sorted(tensors, key=_natural)}):
-        layers = _layers(ordered)
-        if layers is None:
+    for dialect in _DIALECTS:
+        ordered = dialect.order(tensors)
+        parsed = _parsed(ordered) if ordered is not None else None
+        if parsed is None:
             continue
-        parser = _Parser(layers)
-        try:
-            config = parser.parse()
-        except _Mismatch:
-            continue
-        for dialect in _DIALECTS:
-            if all(any(key.startswith(name) for key in tensors) for name in dialect.names):
-                if config["norm"] == "none" and dialect.norm == "instance":
-                    config |= {"norm": "instance", "skip_end": "norm"}
-                config["activation"] = dialect.activation
-                return Recognised(
-                    dialect.name, "srresnet", config, parser.tensors, dialect.input_range, dialect.output_range
-                )
-        return _by_trial(config, parser.tensors)
+        config, ours = parsed
+        if dialect.norm == "instance" and config["norm"] == "none" and config["skip_end"] == "none":
+            config, ours = _instance(config, ours)
+        config["activation"] = dialect.activation
+        return Recognised(
+            dialect.name,
+            "srresnet",
+            config,
+            ours,
+            dialect.input_range,
+            dialect.output_range,
+            assumptions=(
+                f"{_said(config, dialect.input_range, dialect.output_range)}: as the {dialect.name} code has it",
+            ),
+        )
+    for order in _orders(tensors):
+        if (parsed := _parsed(order)) is not None:
+            return _by_trial(*parsed)
     return None
+
+
+def _said(config: dict[str, Any], input_range: Range, output_range: Range) -> str:
+    said = f"input {_SPOKEN[input_range]}, output {_SPOKEN[output_range]}, output activation {config['activation']}"
+    return said + (", InstanceNorm where no normalisation is stored" if config["norm"] == "instance" else "")
 
 
 def _by_trial(config: dict[str, Any], tensors: dict[str, Tensor]) -> Recognised:
@@ -275,136 +373,104 @@ def _by_trial(config: dict[str, Any], tensors: dict[str, Tensor]) -> Recognised:
     axis = torch.linspace(0.1, 0.9, 24)
     picture = torch.stack([axis.expand(24, 24), axis[:, None].expand(24, 24), axis.flip(0).expand(24, 24)])[None]
     want = F.interpolate(picture, scale_factor=config["scale"], mode="bilinear", align_corners=False)
-    candidates = (
-        (_UNIT, _SIGNED, "tanh"),
-        (_UNIT, _SIGNED, "none"),
-        (_UNIT, _UNIT, "none"),
-        (_SIGNED, _SIGNED, "tanh"),
-        (_SIGNED, _SIGNED, "none"),
-        (_IMAGENET, _SIGNED, "tanh"),
-    )
-    errors = []
-    for input_range, output_range, activation in candidates:
-        network = Generator(GeneratorConfig(**{**config, "activation": activation})).eval()
-        network.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
-        low, high = bounds(input_range)
-        with torch.inference_mode():
-            out = network(picture * (high - low) + low)
-        low, high = bounds(output_range)
-        error = float((((out - low) / (high - low)).clamp(0, 1) - want).abs().mean())
-        errors.append(error if error == error else float("inf"))
-    best = min(range(len(candidates)), key=errors.__getitem__)
-    input_range, output_range, activation = candidates[best]
-    said = {_UNIT: "[0, 1]", _SIGNED: "[-1, 1]", _IMAGENET: "ImageNet-normalised"}
+    readings = [(config, tensors)]
+    if config["norm"] == "none" and config["skip_end"] == "none":
+        readings.append(_instance(config, tensors))
+    trials: list[tuple[float, dict[str, Any], dict[str, Tensor], Range, Range]] = []
+    for read_config, read_tensors in readings:
+        for input_range, output_range, activation in (
+            (_UNIT, _SIGNED, "tanh"),
+            (_UNIT, _SIGNED, "none"),
+            (_UNIT, _UNIT, "none"),
+            (_SIGNED, _SIGNED, "tanh"),
+            (_SIGNED, _SIGNED, "none"),
+            (_IMAGENET, _SIGNED, "tanh"),
+        ):
+            trial = {**read_config, "activation": activation}
+            with torch.device("meta"):
+                network = Generator(GeneratorConfig(**trial)).eval()
+            stored = {key: value.float() if value.is_floating_point() else value for key, value in read_tensors.items()}
+            network.load_state_dict(stored, assign=True)
+            low, high = bounds(input_range)
+            with torch.inference_mode():
+                out = network(picture * (high - low) + low)
+            low, high = bounds(output_range)
+            error = float((((out - low) / (high - low)).clamp(0, 1) - want).abs().mean())
+            # A network that gives no numbers at all comes last.
+            trials.append((error if error == error else 1.0, trial, read_tensors, input_range, output_range))
+    error, chosen, ours, input_range, output_range = min(trials, key=lambda each: each[0])
+    said = _said(chosen, input_range, output_range)
     return Recognised(
         "SRResNet family",
         "srresnet",
-        {**config, "activation": activation},
-        tensors,
+        chosen,
+        ours,
         input_range,
         output_range,
-        assumptions=(
-            f"input {said[input_range]}, output {said[output_range]}, output activation {activation}: the choice"
-            f" that returns a smooth picture best (mean error {errors[best]:.3f})",
-        ),
+        assumptions=(f"{said}: of the usual ones, what returns a smooth picture best (mean error {error:.3f})",),
     )
-
-
-def bounds(colour_range: Range) -> tuple[Tensor, Tensor]:
-    """A colour range as two tensors [c, 1, 1] that broadcast over frames."""
-    low, high = (torch.tensor(bound, dtype=torch.float32).reshape(-1, 1, 1) for bound in colour_range)
-    return low, high
 
 
 # --- other networks ---------------------------------------------------------------------------------------------
 
 
 def _compact(tensors: Mapping[str, Tensor]) -> Recognised | None:
-    """SRVGGNetCompact as Real-ESRGAN saves it: body.N is a convolution or the slopes of a PReLU."""
-    keys = sorted(tensors, key=_natural)
-    if not keys or not all(re.fullmatch(r"body\.\d+\.(weight|bias)", key) for key in keys):
-        return None
-    indices = sorted({int(key.split(".")[1]) for key in keys})
-    convs = [i for i in indices if tensors[f"body.{i}.weight"].dim() == 4]
-    slopes = [i for i in indices if i not in convs]
-    last = tensors[f"body.{convs[-1]}.weight"]
-    scale = round((last.shape[0] / 3) ** 0.5)
-    if len(convs) < 2 or 3 * scale**2 != last.shape[0] or slopes != [i + 1 for i in convs[:-1]]:
-        return None
-    ours = {}
-    for key in keys:
-        index, leaf = int(key.split(".")[1]), key.split(".")[2]
-        ours[f"output.{leaf}" if index == convs[-1] else key] = tensors[key]
-    config = {"scale": scale, "blocks": len(convs) - 2, "width": last.shape[1], "activation": "prelu"}
-    return Recognised("SRVGGNetCompact", "compact", config, ours)
+    """SRVGGNetCompact: convolutions with PReLU between them, the last to 3 x scale^2 channels."""
+    for ordered in _orders(tensors):
+        layers = _layers(ordered)
+        if layers is None or len(layers) < 3 or any(len(layer.parts) > 1 for layer in layers):
+            continue
+        kinds = [layer.kind for layer in layers]
+        width = layers[0].outputs
+        channels = [3, *(width for _ in layers[2::2])]
+        scale = round((layers[-1].outputs / 3) ** 0.5)
+        if kinds != ["conv", "prelu"] * (len(layers) // 2) + ["conv"] or layers[-1].outputs != 3 * scale**2:
+            continue
+        ours: dict[str, Tensor] = {}
+        for index, layer in enumerate(layers):
+            name = f"body.{index}" if index < len(layers) - 1 else "output"
+            ours |= {f"{name}.{leaf}": value for leaf, value in layer.parts[0].items()}
+        shapes = [(width, inputs, 3, 3) for inputs in channels[:-1]] + [(3 * scale**2, width, 3, 3)]
+        if [tuple(layer.parts[0]["weight"].shape) for layer in layers[::2]] != shapes:
+            continue
+        config = {"scale": scale, "blocks": len(layers) // 2 - 1, "width": width, "activation": "prelu"}
+        said = "input and output [0, 1], the nearest-neighbour enlargement added: as the Real-ESRGAN code has it"
+        return Recognised("SRVGGNetCompact", "compact", config, ours, assumptions=(said,))
+    return None
 
 
 def _msrresnet(tensors: Mapping[str, Tensor]) -> Recognised | None:
-    """MSRResNet of BasicSR (body.N) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
-    ours: dict[str, Tensor] = {}
+    """MSRResNet of BasicSR (body.N, upconvN) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
     names = (
-        (r"(?:generator\.)?conv_first\.(\w+)", r"head.\1"),
-        (r"(?:generator\.)?(?:body|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
-        (r"(?:generator\.)?upconv1\.(\w+)|(?:generator\.)?upsample1\.upsample_conv\.(\w+)", r"upsample.0.\1\2"),
-        (r"(?:generator\.)?upconv2\.(\w+)|(?:generator\.)?upsample2\.upsample_conv\.(\w+)", r"upsample.1.\1\2"),
-        (r"(?:generator\.)?conv_hr\.(\w+)", r"refine.\1"),
-        (r"(?:generator\.)?conv_last\.(\w+)", r"output.\1"),
+        (r"conv_first\.(\w+)", r"head.\1"),
+        (r"(?:body|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
+        (r"(?:upconv1|upsample1\.upsample_conv)\.(\w+)", r"upsample.0.\1"),
+        (r"(?:upconv2|upsample2\.upsample_conv)\.(\w+)", r"upsample.1.\1"),
+        (r"conv_hr\.(\w+)", r"refine.\1"),
+        (r"conv_last\.(\w+)", r"output.\1"),
     )
+    ours: dict[str, Tensor] = {}
     for key, value in tensors.items():
-        for pattern, name in names:
-            if re.fullmatch(pattern, key):
-                ours[re.sub(pattern, name, key)] = value
-                break
-        else:
+        pattern, name = next((rule for rule in names if re.fullmatch(rule[0], key)), ("", ""))
+        if not pattern:
             return None
+        ours[re.sub(pattern, name, key)] = value
     blocks = len({key.split(".")[1] for key in ours if key.startswith("body.")})
     stages = len({key.split(".")[1] for key in ours if key.startswith("upsample.")})
-    if not blocks or not stages or "refine.weight" not in ours:
+    first = ours.get("upsample.0.weight")
+    if not blocks or first is None or first.dim() != 4 or "refine.weight" not in ours:
         return None
-    config = {"scale": 2**stages, "blocks": blocks, "width": ours["refine.weight"].shape[0]}
-    return Recognised("MSRResNet", "msrresnet", config, ours)
-
-
-def read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
-    """An SRVGGNetCompact out of ncnn's two files, under the names that its PyTorch checkpoints use.
-
-    Raises:  WeightsError if the files are not a chain of convolutions and PReLUs, or do not fit each other
-    """
-    tensors: dict[str, Tensor] = {}
-    try:
-        lines = param.read_text().splitlines()
-        data = binary.read_bytes()
-        offset = index = channels = 0
-        if lines[0].strip() != "7767517":
-            raise ValueError("no ncnn magic number")
-        channels = 3
-        for line in lines[2:]:
-            kind, _, inputs, outputs, *rest = line.split()
-            options = dict(item.split("=") for item in rest[int(inputs) + int(outputs) :])
-            if kind == "Convolution":
-                out, size, count = int(options["0"]), int(options["1"]), int(options["6"])
-                (tag,) = struct.unpack_from("<I", data, offset)
-                if tag != 0x01306B47:
-                    raise ValueError("expected fp16 weights")
-                weight = np.frombuffer(data, "<f2", count, offset + 4).astype(np.float32)
-                offset += 4 + (2 * count + 3) // 4 * 4
-                bias = np.frombuffer(data, "<f4", out, offset).copy()
-                offset += 4 * out
-                tensors[f"body.{index}.weight"] = torch.from_numpy(weight.reshape(out, channels, size, size))
-                tensors[f"body.{index}.bias"] = torch.from_numpy(bias)
-                index, channels = index + 1, out
-            elif kind == "PReLU":
-                slopes = np.frombuffer(data, "<f4", int(options["0"]), offset).copy()
-                offset += slopes.nbytes
-                tensors[f"body.{index}.weight"] = torch.from_numpy(slopes)
-                index += 1
-            elif kind not in ("Input", "Split", "PixelShuffle", "Interp", "BinaryOp"):
-                raise ValueError(f"a layer of kind {kind}")
-        if offset != len(data):
-            raise ValueError(f"{len(data) - offset} bytes left over")
-    except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
-        raise WeightsError(f"expected an ncnn SRVGGNetCompact, got {param.name} ({error}); fetch both files") from error
-    return tensors
+    basicsr = any(key.startswith("upconv1.") for key in tensors)
+    width = first.shape[1]
+    config = {
+        "scale": 3 if first.shape[0] == 9 * width else 2**stages,
+        "blocks": blocks,
+        "width": width,
+        # mmagic's forward has no activation after the sub-pixel stages; that of BasicSR has.
+        "upsample_activation": basicsr,
+    }
+    said = f"input and output [0, 1]: as the {'BasicSR' if basicsr else 'mmagic'} code has it"
+    return Recognised("MSRResNet", "msrresnet", config, ours, assumptions=(said,))
 
 
 LAYOUTS: dict[str, Callable[[Mapping[str, Tensor]], Recognised | None]] = {

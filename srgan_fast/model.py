@@ -196,11 +196,16 @@ class SRVGGNetCompact(nn.Module):
 
 @dataclass(frozen=True)
 class MSRResNetConfig:
-    """The shape of an MSRResNet."""
+    """The shape of an MSRResNet; `upsample_activation` is a LeakyReLU after each sub-pixel stage."""
 
     scale: int = 4
     blocks: int = 16
     width: int = 64
+    upsample_activation: bool = True
+
+    def __post_init__(self) -> None:
+        if self.scale not in (2, 3, 4):
+            raise ValueError(f"expected scale 2, 3 or 4, got {self.scale}")
 
 
 class PlainBlock(nn.Module):
@@ -218,9 +223,9 @@ class PlainBlock(nn.Module):
 class MSRResNet(nn.Module):
     """SRResNet as ESRGAN's authors changed it: no normalisation, 3x3 ends, added to the bilinear enlargement.
 
-    Shapes:  lr [n, 3, h, w] -> hr [n, 3, h*scale, w*scale]; scale 2 or 4
+    Shapes:  lr [n, 3, h, w] -> hr [n, 3, h*scale, w*scale]; scale 2, 3 or 4
     Units:   lr and hr in [0, 1]
-    Source:  Wang et al., arXiv:1809.00219, and the MSRResNet of BasicSR and mmagic
+    Source:  Wang et al., arXiv:1809.00219, and the MSRResNet of BasicSR and, without `upsample_activation`, of mmagic
     """
 
     def __init__(self, config: MSRResNetConfig | None = None) -> None:
@@ -229,8 +234,8 @@ class MSRResNet(nn.Module):
         width = config.width
         self.head = nn.Conv2d(3, width, 3, padding=1)
         self.body = nn.Sequential(*(PlainBlock(width) for _ in range(config.blocks)))
-        stages = int(math.log2(config.scale))
-        self.upsample = nn.ModuleList(nn.Conv2d(width, 4 * width, 3, padding=1) for _ in range(stages))
+        self.steps = (2, 2) if config.scale == 4 else (config.scale,)
+        self.upsample = nn.ModuleList(nn.Conv2d(width, step**2 * width, 3, padding=1) for step in self.steps)
         self.refine = nn.Conv2d(width, width, 3, padding=1)
         self.output = nn.Conv2d(width, 3, 3, padding=1)
 
@@ -245,8 +250,10 @@ class MSRResNet(nn.Module):
 
     def tail(self, features: Tensor, lr: Tensor) -> Tensor:
         """Features and the frame that they came from -> HR."""
-        for conv in self.upsample:
-            features = F.leaky_relu(F.pixel_shuffle(conv(features), 2), 0.1)
+        for conv, step in zip(self.upsample, self.steps, strict=True):
+            features = F.pixel_shuffle(conv(features), step)
+            if self.config.upsample_activation:
+                features = F.leaky_relu(features, 0.1)
         hr = self.output(F.leaky_relu(self.refine(features), 0.1))
         base = F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
         return hr + base.to(hr.dtype)

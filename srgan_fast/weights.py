@@ -9,14 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import re
+import struct
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -28,6 +31,16 @@ from srgan_fast.model import ARCHITECTURES
 
 _BUNDLED = Path(__file__).parent / "data"
 _KEY = "srgan_fast"
+_CHECK = "srgan_fast_sha256"  # of the metadata, as the digest is of the tensors
+
+# Where training scripts put a state_dict, the averaged weights first, and the names under which they put a generator
+# beside other networks.
+_CONTAINERS = (
+    *("params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "generator_state_dict"),
+    *("generator", "model", "netG", "net"),
+)
+_GENERATORS = ("generator_ema.", "generator.", "netG.", "net_g.", "g_model.")
+_WRAPPERS = re.compile(r"(_orig_mod|module|model|net)\.")
 
 
 @dataclass(frozen=True)
@@ -74,7 +87,9 @@ def load(source: str | Path) -> Model:
         raise UsageError(f"expected a weights file or one of the bundled models ({', '.join(bundled())}), got {source}")
     tensors, metadata = read_tensors(path)
     if _KEY in metadata:
-        return _ours(path, tensors, metadata[_KEY])
+        return _ours(path, tensors, metadata)
+    if any('"digest"' in value for value in metadata.values()):
+        raise WeightsError(f"the metadata of {path} is damaged (its name has changed); fetch the file again")
     found = community.recognise(tensors, path.name)
     network = _build(path, found.architecture, found.config, found.tensors)
     return Model(
@@ -121,7 +136,8 @@ def save(
         source=source,
         assumptions=assumptions,
     )
-    content = safetensors.torch.save(tensors, {_KEY: json.dumps(asdict(info), sort_keys=True)})
+    text = json.dumps(asdict(info), sort_keys=True)
+    content = safetensors.torch.save(tensors, {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()})
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
             try:
@@ -160,7 +176,7 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         value = tensors[key].detach().cpu().contiguous()
         total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-        total.update(value.numpy().tobytes())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 
@@ -170,7 +186,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:  WeightsError for a file that is none of these, or damaged
     """
     if path.suffix in (".bin", ".param") and path.with_suffix(".param").is_file():
-        return community.read_ncnn(path.with_suffix(".param"), path.with_suffix(".bin")), {}
+        return _checked(path, _read_ncnn(path.with_suffix(".param"), path.with_suffix(".bin"))), {}
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -181,32 +197,134 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         if head[8:9] == b"{":
             with safetensors.safe_open(path, framework="pt") as stored:
-                return {key: stored.get_tensor(key) for key in stored.keys()}, dict(stored.metadata() or {})  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        raise WeightsError(_unreadable(path, error)) from error
+                metadata = dict(stored.metadata() or {})
+                tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+            return _checked(path, tensors if _KEY in metadata else unwrap(tensors, path.name)), metadata
+        if head[:4] == b"PK\3\4":
+            with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
+                if (member := archive.testzip()) is not None:
+                    raise WeightsError(f"{member!r:.60} in {path} does not match its checksum: damaged; fetch it again")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about old pickle formats, which is not the user's concern
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return _checked(path, unwrap(content, path.name)), {}
+    except WeightsError:
+        raise
     except Exception as error:
-        # torch.load meets damaged files with whatever its parser stumbles over: EOFError, RuntimeError, KeyError...
+        # Both parsers meet damaged files with whatever they stumble over: EOFError, RuntimeError, KeyError...
         raise WeightsError(_unreadable(path, error)) from error
-    return community.unwrap(content, path.name), {}
+
+
+def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
+    """The generator's tensors out of what a training script saved around them.
+
+    Raises:  WeightsError if there are none
+    """
+    for _ in range(4):  # not for ever: a pickled dictionary may hold itself
+        if isinstance(content, Mapping):
+            content = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    tensors = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
+    # A lone number without a dot in its name is a counter beside the network, such as that of an averaged model.
+    tensors = {key: value for key, value in tensors.items() if "." in key or value.dim()}
+    if not tensors:
+        raise WeightsError(f"expected tensors by name in {file_name}, got none; save the generator's state_dict")
+    while True:
+        prefix = next((name for name in _GENERATORS if any(key.startswith(name) for key in tensors)), None)
+        if prefix is None:
+            match = _WRAPPERS.match(next(iter(tensors)))
+            if match is None or not all(key.startswith(match[0]) for key in tensors):
+                return tensors
+            prefix = match[0]
+        tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
+    """An SRVGGNetCompact out of ncnn's two files, under the names that its PyTorch checkpoints use."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        lines = param.read_text().splitlines()
+        data = binary.read_bytes()
+        offset = index = 0
+        channels = 3
+        if lines[0].strip() != "7767517":
+            raise ValueError("no ncnn magic number")
+        for line in lines[2:]:
+            kind, _, inputs, outputs, *rest = line.split()
+            options = dict(item.split("=") for item in rest[int(inputs) + int(outputs) :])
+            if kind == "Convolution":
+                out, size, count = int(options["0"]), int(options["1"]), int(options["6"])
+                (tag,) = struct.unpack_from("<I", data, offset)
+                if tag not in (0, 0x01306B47):
+                    raise ValueError("weights neither fp16 nor fp32")
+                dtype, item = ("<f2", 2) if tag else ("<f4", 4)
+                weight = np.frombuffer(data, dtype, count, offset + 4).astype(np.float32)
+                offset += 4 + (item * count + 3) // 4 * 4
+                bias = np.frombuffer(data, "<f4", out, offset).copy()
+                offset += 4 * out
+                tensors[f"body.{index}.weight"] = torch.from_numpy(weight.reshape(out, channels, size, size))
+                tensors[f"body.{index}.bias"] = torch.from_numpy(bias)
+                index, channels = index + 1, out
+            elif kind == "PReLU":
+                slopes = np.frombuffer(data, "<f4", int(options["0"]), offset).copy()
+                offset += slopes.nbytes
+                tensors[f"body.{index}.weight"] = torch.from_numpy(slopes)
+                index += 1
+            elif kind not in ("Input", "Split", "PixelShuffle", "Interp", "BinaryOp"):
+                raise ValueError(f"a layer of kind {kind}")
+        if offset != len(data):
+            raise ValueError(f"{len(data) - offset} bytes left over")
+    except (OSError, ValueError, LookupError, OverflowError, struct.error) as error:
+        raise WeightsError(
+            f"expected an ncnn SRVGGNetCompact, got {param.name} ({_first_line(error)}); fetch both files"
+        ) from error
+    return tensors
+
+
+def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Plain dense numbers that the file really holds: a pickle can claim any shape over a few bytes."""
+    for key, value in tensors.items():
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+            raise WeightsError(f"expected plain tensors in {path}, got {value.dtype} {key!r:.60}; save them as float32")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(f"{key!r:.60} of {path} claims more numbers than the file holds; fetch it again")
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise WeightsError(f"{key!r:.60} of {path} holds NaN or infinity; take an earlier checkpoint")
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:120]
 
 
 def _unreadable(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    return f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path} ({reason})"
+    hint = "; ncnn weights need their .param file beside them" if path.suffix == ".bin" else ""
+    return (
+        f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path}"
+        f" ({type(error).__name__}: {_first_line(error)}); fetch it again{hint}"
+    )
 
 
-def _ours(path: Path, tensors: dict[str, Tensor], text: str) -> Model:
+def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Model:
+    text = metadata[_KEY]
+    if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_CHECK, hashlib.sha256(text.encode()).hexdigest()):
+        raise WeightsError(f"the metadata of {path} does not match its digest: the file is damaged; fetch it again")
     try:
-        fields = json.loads(text)
-        info = ModelInfo(**{key: _tuples(value) for key, value in fields.items()})
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"the metadata of {path} is damaged ({error}); fetch the file again") from error
+        info = ModelInfo(**{key: _tuples(value) for key, value in json.loads(text).items()})
+        community.bounds(info.input_range)
+        community.bounds(info.output_range)
+        if not (isinstance(info.architecture, str) and isinstance(info.config, dict) and isinstance(info.recipe, dict)):
+            raise TypeError("a field of another kind")
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise WeightsError(f"the metadata of {path} is damaged ({_first_line(error)}); fetch the file again") from error
     if digest(tensors) != info.digest:
         raise WeightsError(f"the tensors of {path} do not match their digest: the file is damaged; fetch it again")
-    return Model(_build(path, info.architecture, info.config, tensors), info)
+    network = _build(path, info.architecture, info.config, tensors)
+    if info.scale != network.scale:
+        raise WeightsError(f"the metadata of {path} is damaged (scale {info.scale!r:.20}); fetch the file again")
+    return Model(network, info)
 
 
 def _tuples(value: Any) -> Any:
@@ -215,13 +333,23 @@ def _tuples(value: Any) -> Any:
 
 def _build(path: Path, architecture: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     if architecture not in ARCHITECTURES:
-        raise WeightsError(f"{path} is for the network {architecture!r}; this version knows {', '.join(ARCHITECTURES)}")
+        raise WeightsError(
+            f"{path} is for the network {architecture!r:.40}; this version knows {', '.join(ARCHITECTURES)}"
+        )
     kind, config_type = ARCHITECTURES[architecture]
+    stored = {
+        # Own memory: what a file gives may be a view of it.
+        key: (value.float() if value.is_floating_point() else value).clone(memory_format=torch.contiguous_format)
+        for key, value in tensors.items()
+    }
     try:
-        network: nn.Module = kind(config_type(**config))
-        network.load_state_dict({key: value.float() if value.is_floating_point() else value
-                                 for key, value in tensors.items()})  # fmt: skip
-    except (TypeError, ValueError, RuntimeError) as error:
+        # Nothing is built that only the metadata claims: a block has a tensor at the least, and meta takes no memory.
+        if config["blocks"] > len(stored):
+            raise ValueError(f"{config['blocks']} blocks in {len(stored)} tensors")
+        with torch.device("meta"):
+            network: nn.Module = kind(config_type(**config))
+        network.load_state_dict(stored, assign=True)
+    except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise WeightsError(f"{path} does not fit the network that it names ({reason}); convert it again") from error
     return network.eval().requires_grad_(False)

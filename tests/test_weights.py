@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import pickle
 import re
@@ -15,10 +18,13 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from srgan_fast import weights
+from srgan_fast.community import bounds
 from srgan_fast.errors import OutputError, SRGANFastError, UsageError, WeightsError
+from srgan_fast.evaluate.metrics import score
 from srgan_fast.model import (
     CompactConfig,
     Generator,
@@ -47,9 +53,9 @@ DIALECTS: dict[str, tuple[dict[str, Any], Callable[[str], str]]] = {
             (r"head\.", "block1."),
             (r"body\.(\d+)\.norm", lambda m: f"block{int(m[1]) + 2}.bn"),
             (r"body\.(\d+)\.", lambda m: f"block{int(m[1]) + 2}."),
-            (r"skip\.", "block7."),
-            (r"upsample\.", "block8."),
-            (r"output\.", "block8.2."),
+            (r"skip\.", "block17."),
+            (r"upsample\.", "block18."),
+            (r"output\.", "block18.2."),
         ),
     ),
     "Lornatang": (
@@ -125,6 +131,7 @@ DIALECTS: dict[str, tuple[dict[str, Any], Callable[[str], str]]] = {
             + rename(
                 key,
                 (r"head\.", "neck."),
+                (r"body\.(\d+)\.prelu", r"stem.\1.relu1"),
                 (r"body\.", "stem."),
                 (r"skip\.", "bottleneck."),
                 (r"upsample\.", "upsampling."),
@@ -142,17 +149,82 @@ def rename(key: str, *rules: tuple[str, Any]) -> str:
     raise AssertionError(key)
 
 
-@pytest.mark.parametrize("name", DIALECTS)
-def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str) -> None:
-    config, renamed = DIALECTS[name]
-    network = generator(**config)
-    path = tmp_path / "foreign.pth"
-    torch.save({"state_dict": {renamed(key): value for key, value in network.state_dict().items()}}, path)
+def foreign(name: str, network: Generator) -> dict[str, Tensor]:
+    """The network's tensors as that project's checkpoints name them."""
+    tensors = {}
+    for key, value in network.state_dict().items():
+        renamed = DIALECTS[name][1](key)
+        tensors[renamed] = value
+        if name == "Swift-SRGAN" and re.match(r"(residual\.\d+\.block2|convblock)\.bn\.num", renamed):
+            # It registers slopes that it does not apply.
+            tensors[renamed.replace("bn.num_batches_tracked", "act.weight")] = torch.full((8,), 0.25)
+    return tensors
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in DIALECTS),
+    ("leftthomas", {"skip_end": "norm"}),
+    ("leftthomas", {"scale": 2}),
+    ("leftthomas", {"blocks": 15}),
+    ("Swift-SRGAN", {"scale": 2}),
+    ("sgrvinod", {"scale": 8}),
+    ("Fast-SRGAN", {"norm": "batch"}),
+]
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize(("name", "change"), VARIANTS)
+def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str, change: dict[str, Any], kind: str) -> None:
+    network = generator(**{**DIALECTS[name][0], **change})
+    tensors = foreign(name, network)
+    path = tmp_path / f"foreign.{kind}"
+    if kind == "pth":
+        torch.save({"epoch": 3, "state_dict": tensors}, path)
+    else:
+        safetensors.torch.save_file(tensors, path)  # sorts the names
     model = weights.load(path)
     assert name in model.info.source
+    assert name in model.info.assumptions[0]
     lr = torch.rand(1, 3, 9, 7)
     with torch.inference_mode():
         assert torch.equal(model.network(lr), network(lr))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"n_averaged": torch.tensor(5), **{f"module.{key}": value for key, value in t.items()}},
+        lambda t: {"params": {}, "params_ema": t},
+        lambda t: {"state_dict": {"step_counter": torch.zeros(1), **{f"generator.{k}": v for k, v in t.items()},
+                                  "discriminator.0.weight": torch.ones(2, 2)}},
+        lambda t: {"model": {"state_dict": {f"module._orig_mod.{key}": value for key, value in t.items()}}},
+        lambda t: {"step": torch.tensor(7), "generator": t, "discriminator": {"a.weight": torch.ones(1)}},
+    ],
+)  # fmt: skip
+def test_what_scripts_wrap_around_a_generator_is_removed(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
+    network = generator(**DIALECTS["goldhuang"][0])
+    torch.save(wrap(foreign("goldhuang", network)), tmp_path / "wrapped.pth")
+    model = weights.load(tmp_path / "wrapped.pth")
+    for key, value in network.state_dict().items():
+        assert torch.equal(model.network.state_dict()[key], value)
+
+
+def test_a_dictionary_that_holds_itself(tmp_path: Path) -> None:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "loop.pth")
+    with pytest.raises(WeightsError, match="state_dict"):
+        weights.load(tmp_path / "loop.pth")
+
+
+def test_what_a_project_leaves_implicit_is_written_out(tmp_path: Path) -> None:
+    network = generator(prelu="channel", bias=True)
+    tensors = {f"m.{key}": value for key, value in network.state_dict().items() if key != "skip.0.bias"}
+    tensors["m.body.1.prelu.weight"] = torch.tensor([0.5])
+    torch.save(tensors, tmp_path / "a.pth")
+    got = weights.load(tmp_path / "a.pth").network.state_dict()
+    assert torch.equal(got["skip.0.bias"], torch.zeros(8))
+    assert torch.equal(got["body.1.prelu.weight"], torch.full((8,), 0.5))
 
 
 def test_a_file_with_strange_names_is_told_by_its_tensors(tmp_path: Path) -> None:
@@ -174,23 +246,49 @@ def test_a_file_with_strange_names_is_told_by_its_tensors(tmp_path: Path) -> Non
             assert torch.equal(model.network.state_dict()[key], value)
 
 
-def test_compact_and_msrresnet_are_recognised(tmp_path: Path) -> None:
-    compact = SRVGGNetCompact(CompactConfig(blocks=2, width=8)).eval()
+@pytest.mark.parametrize("container", ["params", "params_ema"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_compact_is_recognised(tmp_path: Path, scale: int, container: str) -> None:
+    compact = SRVGGNetCompact(CompactConfig(blocks=5, width=8, scale=scale)).eval()
     count = len(compact.body)
     tensors = {key.replace("output", f"body.{count}"): value for key, value in compact.state_dict().items()}
-    torch.save({"params_ema": tensors}, tmp_path / "compact.pth")
-    plain = MSRResNet(MSRResNetConfig(blocks=2, width=8)).eval()
-    names = {"head": "conv_first", "upsample.0": "upconv1", "upsample.1": "upconv2", "refine": "conv_hr"}
-    names |= {"output": "conv_last"}
+    torch.save({container: tensors}, tmp_path / "compact.pth")
+    safetensors.torch.save_file(tensors, tmp_path / "compact.safetensors")
+    lr = torch.rand(1, 3, 6, 5)
+    for name in ("compact.pth", "compact.safetensors"):
+        with torch.inference_mode():
+            assert torch.equal(weights.load(tmp_path / name).network(lr), compact(lr))
+
+
+@pytest.mark.parametrize("project", ["BasicSR", "mmagic"])
+@pytest.mark.parametrize("scale", [2, 3, 4])
+def test_msrresnet_is_recognised(tmp_path: Path, scale: int, project: str) -> None:
+    config = MSRResNetConfig(blocks=2, width=8, scale=scale, upsample_activation=project == "BasicSR")
+    plain = MSRResNet(config).eval()
+    for value in plain.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    names = {"head": "conv_first", "refine": "conv_hr", "output": "conv_last"}
+    for stage in (0, 1):
+        names[f"upsample.{stage}"] = f"upconv{stage + 1}" if project == "BasicSR" else f"upsample{stage + 1}."
     tensors = {}
     for key, value in plain.state_dict().items():
         prefix, _, leaf = key.rpartition(".")
-        tensors[f"{names.get(prefix, prefix)}.{leaf}"] = value
-    torch.save({"params": tensors}, tmp_path / "plain.pth")
+        name = names.get(prefix, prefix)
+        if project == "mmagic":
+            name = name.replace("body", "trunk_net") + ("upsample_conv" if name.endswith(".") else "")
+            name = f"generator.{name}"
+        tensors[f"{name}.{leaf}"] = value
+    torch.save({"params" if project == "BasicSR" else "state_dict": tensors}, tmp_path / "plain.pth")
     lr = torch.rand(1, 3, 6, 5)
-    for file, network in (("compact.pth", compact), ("plain.pth", plain)):
-        with torch.inference_mode():
-            assert torch.equal(weights.load(tmp_path / file).network(lr), network(lr))
+    model = weights.load(tmp_path / "plain.pth")
+    assert project in model.info.assumptions[0]
+    with torch.inference_mode():
+        got = model.network(lr)
+        assert torch.equal(got, plain(lr))
+        assert got.shape[-2:] == (6 * scale, 5 * scale)
+    weights.convert(tmp_path / "plain.pth", tmp_path / "ours.safetensors")
+    with torch.inference_mode():
+        assert torch.equal(weights.load(tmp_path / "ours.safetensors").network(lr), got)
 
 
 def test_ncnn_files_are_read(tmp_path: Path) -> None:
@@ -261,6 +359,63 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "evil-was-run").exists()
 
 
+def test_numbers_that_a_file_claims_but_does_not_hold(tmp_path: Path) -> None:
+    huge = {f"head.0.{leaf}": torch.zeros(1).expand(10**6, 3, 9, 9) for leaf in ("weight", "bias")}
+    torch.save(huge, tmp_path / "huge.pth")
+    with pytest.raises(WeightsError, match="claims more"):
+        weights.load(tmp_path / "huge.pth")
+    header = b'{"a":{"dtype":"F32","shape":[1000000,1000000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "huge.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
+    (tmp_path / "header.safetensors").write_bytes(b"\xff" * 7 + b"\x7f" + header)
+    for name in ("huge.safetensors", "header.safetensors"):
+        with pytest.raises(WeightsError, match="cannot be read"):
+            weights.load(tmp_path / name)
+
+
+def test_numbers_that_are_not_numbers(tmp_path: Path) -> None:
+    tensors = generator().state_dict()
+    tensors["body.1.norm2.weight"][3] = float("nan")
+    torch.save(tensors, tmp_path / "nan.pth")
+    with pytest.raises(WeightsError, match=r"body\.1\.norm2\.weight"):
+        weights.load(tmp_path / "nan.pth")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scale": 2}, {"scale": None}, {"architecture": ["srresnet"]}, {"architecture": "other"}, {"config": []},
+        {"config": {"blocks": 10**9}}, {"config": {"blocks": "many"}}, {"config": {"width": 10**12, "blocks": 2}},
+        {"output_range": [[0], "a"]}, {"output_range": [0.0, 1.0, 2.0]}, {"digest": "0"}, {"extra": 1},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("rechecked", [False, True])
+def test_metadata_that_was_changed_is_refused(tmp_path: Path, change: dict[str, Any], rechecked: bool) -> None:
+    path = tmp_path / "a.safetensors"
+    weights.save(path, generator(), name="a", recipe={})
+    with safetensors.safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata()
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    metadata["srgan_fast"] = json.dumps(json.loads(metadata["srgan_fast"]) | change)
+    if rechecked:
+        metadata["srgan_fast_sha256"] = hashlib.sha256(metadata["srgan_fast"].encode()).hexdigest()
+    safetensors.torch.save_file(tensors, path, metadata)
+    with pytest.raises(WeightsError) as caught:
+        weights.load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.safetensors").write_bytes(b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left"):
+        weights.save(tmp_path / "a.safetensors", generator(), name="a", recipe={})
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+    assert (tmp_path / "a.safetensors").read_bytes() == b"before"
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"):
         weights.save(tmp_path / "no" / "a.safetensors", generator(), name="a", recipe={})
@@ -293,9 +448,9 @@ def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, data: st.DataOb
     except SRGANFastError as error:
         assert "\n" not in str(error)  # noqa: PT017  (reading may also succeed)
     else:
-        # A flipped bit may sit in padding or in the pickle's unused parts; ours carry a digest and cannot differ.
+        # A flipped bit may sit in padding or in the pickle's unused parts; ours carry digests and cannot differ.
         if suffix == ".safetensors":
-            assert model.info.digest == weights.digest(model.network.state_dict())
+            assert model.info == weights.load(path).info
 
 
 @pytest.mark.parametrize(
@@ -334,9 +489,44 @@ def test_nothing_beyond_the_radius_matters() -> None:
     assert np.abs(touched - centre).max() == radius
 
 
-def test_real_checkpoints(shared_data: Path) -> None:
-    folder = shared_data / "weights"
-    for name, blocks in (("leftthomas_srgan_x4_b5.pth", 5), ("leftthomas_srgan_x2_b5.pth", 5),
-                         ("kodeking_srgan_x4_b5.pth", 5), ("hasnainraz_fastsrgan_x4_b8.pt", 8),
-                         ("realesr-animevideov3-x4.bin", 16)):  # fmt: skip
-        assert weights.load(folder / name).info.config["blocks"] == blocks
+# Name, PSNR and SSIM on Set5 (y601, the LR images that MATLAB wrote, fp32).
+REAL = [
+    ("leftthomas_srgan_x4_b5.pth", 30.657, 0.8642),
+    ("kodeking_srgan_x4_b5.pth", 30.190, 0.8584),
+    ("hasnainraz_fastsrgan_x4_b8.pt", 29.386, 0.8450),
+    ("realesr-animevideov3-x4.bin", 28.250, 0.8271),
+]
+
+
+@pytest.mark.parametrize(("name", "psnr_db", "ssim"), REAL)
+def test_real_checkpoints_score_what_they_should(shared_data: Path, name: str, psnr_db: float, ssim: float) -> None:
+    model = weights.load(shared_data / "weights" / name)
+    network = folded(model.network)
+    (low, high), (base, top) = bounds(model.info.input_range), bounds(model.info.output_range)
+    scores = []
+    for path in sorted((shared_data / "Set5").glob("*.png")):
+        (small,) = (shared_data / "Set5_LRx4_matlab").glob(f"{path.stem}*.png")
+        hr, lr = (torch.from_numpy(np.array(Image.open(p).convert("RGB"))).permute(2, 0, 1) for p in (path, small))
+        with torch.inference_mode():
+            out = (network((lr[None] / 255) * (high - low) + low) - base) / (top - base)
+        scores.append(score(hr, (out.clamp(0, 1) * 255 + 0.5).floor().to(torch.uint8)[0], "y601", 4))
+    assert np.mean([each.psnr_db for each in scores]) == pytest.approx(psnr_db, abs=0.01)
+    assert np.mean([each.ssim for each in scores]) == pytest.approx(ssim, abs=0.0005)
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in REAL[:3]] + ["leftthomas_srgan_x2_b5.pth"])
+def test_real_checkpoints_are_recognised_without_their_names(shared_data: Path, tmp_path: Path, name: str) -> None:
+    """The order of the tensors gives the network, and trying out the usual colour ranges gives the right one."""
+    named = weights.load(shared_data / "weights" / name)
+    prefixes: dict[str, str] = {}
+    tensors = {}
+    for key, value in torch.load(shared_data / "weights" / name, weights_only=True, map_location="cpu").items():
+        prefix, _, leaf = key.rpartition(".")
+        tensors[f"{prefixes.setdefault(prefix, f'layer{len(prefixes)}')}.{leaf}"] = value
+    torch.save(tensors, tmp_path / "renamed.pth")
+    info = weights.load(tmp_path / "renamed.pth").info
+    assert (info.config, info.input_range, info.output_range) == (
+        named.info.config,
+        named.info.input_range,
+        named.info.output_range,
+    )

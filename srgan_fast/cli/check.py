@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from srgan_fast import __version__
 from srgan_fast.errors import ParityError
+
+# The kernel's names of what decides the speed of a convolution here.
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 
 def check() -> None:
@@ -21,51 +25,93 @@ def check() -> None:
         try:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:
-            print(f"{package} not installed")
-    amx = "yes" if torch.cpu._is_amx_tile_supported() else "no: bf16 will not be faster here"
-    print(f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, AMX {amx}")
+            print(f"{package} not installed" + ("; only GPU kernels need it" if package == "triton" else ""))
+    features = _cpu_features() or torch.backends.cpu.get_cpu_capability()
+    amx = "yes" if torch.cpu._is_amx_tile_supported() else "no"
+    print(f"CPU: {features}; {torch.get_num_threads()} threads; AMX {amx}, so --precision auto is", end=" ")
+    print("bf16" if amx == "yes" else "fp32 (srgan-fast bench says what bf16 would give)")
     if torch.cuda.is_available():
-        print(f"GPU: {torch.cuda.get_device_name()}, sm_{''.join(map(str, torch.cuda.get_device_capability()))}")
+        capability = "".join(map(str, torch.cuda.get_device_capability()))
+        print(f"GPU: {torch.cuda.get_device_name()}, sm_{capability}, CUDA {torch.version.cuda}")
+    elif torch.version.cuda is None:
+        print("GPU: this torch is built without CUDA; for an NVIDIA GPU install torch from pytorch.org's CUDA index")
     else:
-        print("GPU: none that torch sees")
+        print("GPU: none that torch sees; look at nvidia-smi and CUDA_VISIBLE_DEVICES")
     for name, entry in BACKENDS.items():
         answer = entry.probe()
         said = "available" if isinstance(answer, Ok) else f"not available: {answer.reason}; {answer.fix}"
         print(f"backend {name}: {said}")
-    failed = [name for name, passed in _parity() if not passed]
+    failed = [name for device in _devices() for name, passed in _parity(device) if not passed]
     if failed:
-        raise ParityError(f"expected every path to equal its reference, these do not: {', '.join(failed)}")
+        raise ParityError(
+            f"expected every path to equal its reference, these do not: {', '.join(failed)};"
+            " use --precision fp32 and report the lines above"
+        )
 
 
-def _parity() -> list[tuple[str, bool]]:
+def _cpu_features() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return " ".join(name for name in _CPU_FEATURES if name in flags)
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+def _parity(device: str) -> list[tuple[str, bool]]:
+    """Print and return, for each path on a device, whether it holds: the tolerance rule, then the exact cuts."""
+    import copy
+
     import torch
 
     from srgan_fast.backends.eager import EagerBackend
+    from srgan_fast.community import bounds
     from srgan_fast.kernels.parity import compare
     from srgan_fast.upscaler import Upscaler
     from srgan_fast.weights import load
 
     model = load("srresnet_x4")
-    lr = torch.rand(1, 3, 37, 29, generator=torch.Generator().manual_seed(0))
-    plain_network = model.network
-    outcomes = []
-    with torch.inference_mode():
-        double = load("srresnet_x4").network.double()
-        for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            rounded = lr.to(dtype)
-            truth = (double(rounded.double()).clamp(-1, 1) + 1) / 2
-            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-                plain = (plain_network(rounded.float()).double().clamp(-1, 1) + 1) / 2
-            backend = EagerBackend(model, "cpu", precision)
-            out = torch.empty(1, 37 * 4, 29 * 4, 3)
-            backend.run(rounded.float().permute(0, 2, 3, 1).contiguous(), out, band=16)
-            layers = sum(isinstance(module, torch.nn.Conv2d) for module in plain_network.modules())
-            report = compare(out.permute(0, 3, 1, 2), plain, truth, dtype, layers=layers)
-            print(f"parity eager {precision}: {report}")
-            outcomes.append((f"eager {precision}", report.passed))
-        whole = Upscaler(model, precision="fp32")(lr)
-        tiled = Upscaler(model, precision="fp32", tile=16)(lr)
-        difference = float((whole - tiled).abs().max())
-        print(f"parity tiled: largest difference from untiled {difference:.1e} (allowed 1e-05)")
-        outcomes.append(("tiled", difference <= 1e-5))
+    low, high = (bound.double() for bound in bounds(model.info.output_range))
+    # Taller than a tile with the halo on both sides, so that the cuts do cut.
+    height, width, tile = 133, 17, 24
+    lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    depth = sum(isinstance(module, torch.nn.Conv2d) for module in model.network.modules())
+    # Folded and blocked convolutions sum in another order, which costs each layer about one rounding of its float32
+    # sums, in every precision.
+    floor = depth * torch.finfo(torch.float32).eps
+    outcomes: list[tuple[str, bool]] = []
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        rounded = lr.to(dtype)
+        frame = rounded.float().permute(0, 2, 3, 1).contiguous().to(device)
+        backend = EagerBackend(model, device, precision)
+        whole, banded = (torch.empty(1, height * 4, width * 4, 3, device=device) for _ in range(2))
+        backend.run(frame, whole, band=height)
+        backend.run(frame, banded, band=16)
+        # The reference runs on the CPU whatever the device: one truth for all.
+        with torch.inference_mode():
+            truth, plain = (
+                ((copy.deepcopy(model.network).to(kind)(rounded.to(kind)).double() - low) / (high - low)).clamp(0, 1)
+                for kind in (torch.float64, dtype)
+            )
+        report = compare(whole.permute(0, 3, 1, 2).cpu(), plain, truth, dtype, floor=floor)
+        print(f"parity eager {precision} on {device}: {report}")
+        outcomes.append((f"eager {precision} on {device}", report.passed))
+        tiled = Upscaler(model, device=device, precision=precision, tile=tile)(frame, layout="NHWC")
+        for cut, result in (("banded", banded), ("tiled", tiled)):
+            # 0, or 1e-5 where the shape of a piece selects another convolution in the library. On a GPU that is the
+            # rule, and in bf16 another convolution rounds otherwise as often as plain PyTorch does.
+            allowed = report.max_allowed if (device, precision) == ("cuda", "bf16") else 1e-5
+            difference = float((result - whole).abs().max())
+            passed = difference <= allowed
+            print(
+                f"parity {cut} {precision} on {device}: {'pass' if passed else 'FAIL'}: largest difference from uncut"
+                f" {difference:.2e} (allowed {allowed:.2e})"
+            )
+            outcomes.append((f"{cut} {precision} on {device}", passed))
     return outcomes

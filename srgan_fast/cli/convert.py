@@ -20,7 +20,7 @@ def convert(
         raise UsageError(f"expected an output called *.safetensors, got {target.name}")
     if not target.parent.is_dir():
         raise OutputError(f"the folder of {target} does not exist; make it first")
-    if target.exists() and target.samefile(source):
+    if source.exists() and target.exists() and target.samefile(source):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
     from srgan_fast import weights
 
