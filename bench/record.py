@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def record(suite: str, name: str, **fields: Any) -> dict[str, Any]:
         "name": name,
         **fields,
         "env": {**environment(), "sources": source_digest(suite)},
-        "command": " ".join(["srgan-fast", *sys.argv[1:]]),
+        # A record is published: of a path only the name, not where its owner keeps it.
+        "command": " ".join(["srgan-fast", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])]),
     }
     return {"id": content_id(content), **content}
 

@@ -405,3 +405,8 @@ def test_the_readme_is_fresh() -> None:
     assert readme.filled(text) == text, "run python -m srgan_fast.bench.readme"
     with pytest.raises(ValueError, match="once each"):
         readme.filled("no marks")
+
+
+def test_a_record_does_not_say_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["srgan-fast", "bench", "--runs", "9", "--json", "/home/someone/out.jsonl"])
+    assert record("frame", "x")["command"] == "srgan-fast bench --runs 9 --json out.jsonl"
