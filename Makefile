@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test soak lint wheel clean
+.PHONY: demo test slow soak lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+# The long tests, with small counts.
+slow: $(READY)
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 soak: $(READY)
 	SRGAN_FAST_SOAK=1 $(TEST_ENV) $(BIN)/python -m pytest

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srgan_fast.bench.record import record
-from srgan_fast.errors import SRGANFastError
+from srgan_fast.errors import MemoryBudgetError, SRGANFastError
+from srgan_fast.memory import peak_resident_bytes, resident_bytes
 from srgan_fast.model import receptive_radius
-from srgan_fast.upscaler import Upscaler, resident_bytes
+from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load
 
 # The part of the picture that is held against an uncut run, LR pixels a side.
@@ -25,15 +25,17 @@ def measure(model_name: str, height: int, width: int, precision: str, memory: st
     """Upscale one frame on the CPU in a fresh process and record its peak beside the plan.
 
     Units:   bytes; `measured` and `planned` are beyond the process at rest and the result, `peak` is everything
-    Raises:  what `Upscaler` raises for the choices; SRGANFastError with the child's last words when it fails
+    Raises:  what `Upscaler` raises; SRGANFastError with the child's last words when it fails otherwise
     """
-    # What can be refused is refused here, where it is one line, not in the child.
-    Upscaler(model_name, device="cpu", precision=precision, memory=memory).plan(height, width)
+    # A wrong choice is refused here, where it is one line; whether a budget is enough only the child knows.
+    Upscaler(model_name, device="cpu", precision=precision, memory=memory)
     # A process's peak survives in its children's rusage, so the child reads its own high-water mark instead.
     command = [sys.executable, "-m", __spec__.name, model_name, str(height), str(width), precision, memory or ""]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        if done.returncode == MemoryBudgetError.exit_code:
+            raise MemoryBudgetError(last)
         raise SRGANFastError(f"the measured process ended with {done.returncode} ({last}); try a smaller --size")
     said = json.loads(done.stdout)
     levels = said["largest_difference_levels"]
@@ -60,13 +62,6 @@ def derive(bytes_: dict[str, int]) -> dict[str, float]:
     return {"peak_gib": bytes_["peak"] / 2**30, "planned_ratio": bytes_["planned"] / max(1, bytes_["measured"])}
 
 
-def _high_water_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SRGANFastError("expected VmHWM in /proc/self/status, got none; the memory suite needs Linux")
-
-
 def _child(model_name: str, height: int, width: int, precision: str, memory: str | None) -> dict[str, Any]:
     model = load(model_name)
     upscaler = Upscaler(model, backend="eager", device="cpu", precision=precision, memory=memory)
@@ -76,7 +71,9 @@ def _child(model_name: str, height: int, width: int, precision: str, memory: str
     rest = resident_bytes()
     plan = upscaler.plan(height, width)
     result = upscaler(frame, layout="HWC")
-    peak = _high_water_bytes()
+    peak = peak_resident_bytes()
+    if not peak:
+        raise SRGANFastError("expected VmHWM in /proc/self/status, got none; the memory suite needs Linux")
     return {
         "name": model.info.name,
         "weights": model.info.digest,
@@ -106,4 +103,8 @@ def _difference(frame: NDArray[np.uint8], result: NDArray[np.uint8], cut: Upscal
 
 if __name__ == "__main__":
     _model, _height, _width, _precision, _memory = sys.argv[1:]
-    print(json.dumps(_child(_model, int(_height), int(_width), _precision, _memory or None)))
+    try:
+        print(json.dumps(_child(_model, int(_height), int(_width), _precision, _memory or None)))
+    except SRGANFastError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -6,8 +6,6 @@ no graphs, no branches on the device. Layer shapes follow Ledig et al., figure 4
 
 from __future__ import annotations
 
-import copy
-import itertools
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -301,33 +299,6 @@ ARCHITECTURES: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "compact": (SRVGGNetCompact, CompactConfig),
     "msrresnet": (MSRResNet, MSRResNetConfig),
 }
-
-
-@torch.no_grad()
-def folded(network: nn.Module) -> nn.Module:
-    """A copy for inference in which batch normalisation is part of the convolution that it follows.
-
-    Source:  y = gamma (W x + b - mean) / sqrt(var + eps) + beta, computed in float64 and rounded once
-    """
-    network = copy.deepcopy(network).eval().requires_grad_(False)
-    for module in list(network.modules()):
-        children = list(module.named_children())
-        for (_, conv), (name, norm) in itertools.pairwise(children):
-            # Child order is execution order in every network of this file.
-            if isinstance(conv, nn.Sequential) and len(conv) and isinstance(norm, nn.BatchNorm2d):
-                conv = conv[-1]
-            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
-                continue
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-            bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(gain)
-            bias = (bias - norm.running_mean.double()) * gain + norm.bias.double()
-            dtype = conv.weight.dtype
-            conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
-            conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-            setattr(module, name, nn.Identity())
-    return network
 
 
 def has_global_layers(network: nn.Module) -> bool:

@@ -11,11 +11,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
-
 from srgan_fast.errors import MemoryBudgetError, UsageError
-from srgan_fast.model import receptive_radius
 
 # A tail of this many bytes fits the caches and page tables comfortably; larger bands gain nothing on a CPU.
 _BAND_BYTES = 192 << 20
@@ -25,12 +21,15 @@ _SMALLEST_TILE = 16
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a network costs, read off its layers.
+    """What a frame costs on a backend, measured on a small one.
 
-    Units:  bytes a LR pixel; radii in LR pixels. `radius` is None when a layer looks at the whole frame.
+    Units:  bytes a LR pixel: `trunk_bytes` while the trunk runs, `kept_bytes` of its result, `tail_bytes` that the tail
+            adds for each pixel of a band with its halo; radii in LR pixels. `radius` is None when a layer looks at
+            the whole frame.
     """
 
     trunk_bytes: float
+    kept_bytes: float
     tail_bytes: float
     radius: int | None
     tail_radius: int
@@ -38,40 +37,8 @@ class Footprint:
     def peak_bytes(self, height: int, width: int, band: int) -> int:
         """Working memory of one frame, beyond its input and output."""
         rows = min(height, band + 2 * self.tail_radius)
-        return int(self.trunk_bytes * height * width + self.tail_bytes * rows * width)
-
-
-def footprint(network: nn.Module, itemsize: int) -> Footprint:
-    """Measure a network's live bytes by running it on a small frame; `itemsize` is that of its inner tensors.
-
-    The trunk keeps three tensors of its width alive: the long skip, the block's input, the one being written. The
-    tail keeps what its hungriest layer reads and writes.
-    """
-    size = 8
-    seen: list[int] = []
-
-    def note(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
-        seen.append(args[0].numel() + out.numel())
-
-    lr = torch.zeros(1, 3, size, size)
-    with torch.inference_mode():
-        features = network.trunk(lr)  # type: ignore[operator]
-        hooks = [m.register_forward_hook(note) for m in network.modules() if not list(m.children())]
-        try:
-            hr = network.tail(features, lr)  # type: ignore[operator]
-        finally:
-            for hook in hooks:
-                hook.remove()
-    pixels = size * size
-    tail = max([*seen, features.numel() + hr.numel()]) * itemsize
-    # The picture itself passes through float32 twice: scaled to [0, 1] and rounded.
-    picture = 2 * hr.numel() * 4
-    return Footprint(
-        trunk_bytes=3 * features.numel() * 4 / pixels,
-        tail_bytes=max(tail, picture) / pixels,
-        radius=receptive_radius(network),
-        tail_radius=receptive_radius(network, tail_only=True) or 0,
-    )
+        tail = self.kept_bytes * height * width + self.tail_bytes * rows * width
+        return int(max(self.trunk_bytes * height * width, tail))
 
 
 @dataclass(frozen=True)
@@ -107,11 +74,13 @@ class Plan:
     peak_bytes: int
 
 
-def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_bytes: int | None) -> Plan:
+def plan(
+    cost: Footprint, height: int, width: int, *, tile: int | None, budget_bytes: int | None, copy_bytes: int = 0
+) -> Plan:
     """Choose the cut of a frame before anything is allocated.
 
     `budget_bytes` is what the run may use beyond the frame and its result; None is unlimited. A `tile` that the user
-    asked for is taken as it is.
+    asked for is taken as it is. `copy_bytes` is what a LR pixel of a window takes outside the network.
 
     Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame
     """
@@ -122,7 +91,7 @@ def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_b
             raise UsageError(
                 "this network normalises over the whole frame, so tiles would change its picture; leave --tile out"
             )
-        return _tiled(cost, height, width, tile)
+        return _tiled(cost, height, width, tile, copy_bytes)
     band = max(_SMALLEST_BAND, int(_BAND_BYTES / (cost.tail_bytes * width)))
     whole = Plan(band, None, cost.peak_bytes(height, width, band))
     if budget_bytes is None or whole.peak_bytes <= budget_bytes:
@@ -137,7 +106,7 @@ def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_b
         )
     size = max(height, width)
     while True:
-        candidate = _tiled(cost, height, width, size)
+        candidate = _tiled(cost, height, width, size, copy_bytes)
         if candidate.peak_bytes <= budget_bytes:
             return candidate
         if size <= _SMALLEST_TILE:
@@ -148,11 +117,11 @@ def plan(cost: Footprint, height: int, width: int, *, tile: int | None, budget_b
         size = max(_SMALLEST_TILE, size * 7 // 8)
 
 
-def _tiled(cost: Footprint, height: int, width: int, size: int) -> Plan:
+def _tiled(cost: Footprint, height: int, width: int, size: int, copy_bytes: int) -> Plan:
     halo = cost.radius or 0
     # The largest window that `tiles` will cut, not the largest that it might.
     rows, columns = (
         min(length, max(end - start for start, end in _spans(length, size)) + 2 * halo) for length in (height, width)
     )
     band = max(_SMALLEST_BAND, int(_BAND_BYTES / (cost.tail_bytes * columns)))
-    return Plan(band, size, cost.peak_bytes(rows, columns, band))
+    return Plan(band, size, cost.peak_bytes(rows, columns, band) + copy_bytes * rows * columns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,11 +12,15 @@ from torch import Tensor
 
 from srgan_fast.backends import select
 from srgan_fast.errors import ShapeError, UsageError
-from srgan_fast.tiling import Plan, footprint, plan, tiles
+from srgan_fast.memory import give_back_freed, parse_memory, resident_bytes
+from srgan_fast.tiling import Plan, plan, tiles
 from srgan_fast.weights import Model, load
 
 Layout = Literal["HWC", "NHWC", "CHW", "NCHW"]
 Frames = TypeVar("Frames", Tensor, NDArray[Any])
+
+# What a run takes beside tensors: convolutions compiled for its shapes, thread stacks.
+_LIBRARY_BYTES = 16 << 20
 
 _INTEGERS = (torch.uint8, torch.uint16)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -43,25 +46,28 @@ class Upscaler:
         tile: int | None = None,
         memory: str | int | None = None,
     ) -> None:
+        self.tile, self.memory_bytes = tile, parse_memory(memory)
+        if self.memory_bytes is not None:
+            give_back_freed()
         self.model = model if isinstance(model, Model) else load(model)
         self.device = _device(device)
         self.scale = self.model.info.scale
         self._backend = select(backend, self.model, self.device, precision)
         self.backend_name, self.precision = self._backend.name, self._backend.precision
-        self.tile, self.memory_bytes = tile, parse_memory(memory)
-        self._footprint = footprint(self.model.network, 4 if self.precision == "fp32" else 2)
 
-    def plan(self, height: int, width: int, *, itemsize: int = 1) -> Plan:
-        """How a frame of this size will be cut, and the working memory that takes.
+    def plan(self, height: int, width: int, *, itemsize: int = 1, count: int = 1) -> Plan:
+        """How `count` frames of this size will be cut, and the working memory that takes.
 
         Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
         """
         budget = None
+        copy = 3 * itemsize * (1 + self.scale**2)  # a window's pixels before and after, while it is run by itself
         if self.memory_bytes is not None:
-            # The process as it stands (the frame is in it already), and the result that will be added.
-            result = height * width * self.scale**2 * 3 * itemsize
-            budget = self.memory_bytes - resident_bytes() - result
-        return plan(self._footprint, height, width, tile=self.tile, budget_bytes=budget)
+            # The process as it stands (the frames are in it already), and the results that will be added.
+            result = count * height * width * self.scale**2 * 3 * itemsize
+            budget = self.memory_bytes - resident_bytes() - result - _LIBRARY_BYTES
+        cost = self._backend.footprint
+        return plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
 
     def __call__(self, frames: Frames, *, layout: Layout | None = None, color: Literal["rgb", "bgr"] = "rgb") -> Frames:
         """Upscale one frame or a batch; see the class for what it takes."""
@@ -69,27 +75,35 @@ class Upscaler:
             raise UsageError(f"expected color rgb or bgr, got {color!r}")
         tensor = frames if isinstance(frames, Tensor) else _from_numpy(frames)
         layout = _layout(tensor, layout)
-        nhwc = _to_nhwc(tensor, layout)
+        nhwc = _to_nhwc(tensor, layout).to(self.device)
         if color == "bgr":
             nhwc = nhwc.flip(-1)
-        out = self._run(nhwc.to(self.device).contiguous())
+        out = self._run(nhwc.contiguous(), layout)
         if color == "bgr":
-            out = out.flip(-1)
-        result = _from_nhwc(out, layout).to(tensor.device)
+            for each in out:
+                red = each[..., 2].clone()
+                each[..., 2] = each[..., 0]
+                each[..., 0] = red
+        result = (out.permute(0, 3, 1, 2) if layout.endswith("CHW") else out).to(tensor.device)
+        result = result if "N" in layout else result[0]
         return result if isinstance(frames, Tensor) else result.numpy()
 
-    def _run(self, frames: Tensor) -> Tensor:
+    def _run(self, frames: Tensor, layout: Layout) -> Tensor:
+        """NHWC frames -> NHWC results that lie in memory as `layout` has them."""
         n, height, width, _ = frames.shape
         scale = self.scale
-        cut = self.plan(height, width, itemsize=frames.element_size())
-        out = torch.empty(n, height * scale, width * scale, 3, dtype=frames.dtype, device=frames.device)
+        cut = self.plan(height, width, itemsize=frames.element_size(), count=n)
+        if layout.endswith("CHW"):
+            out = frames.new_empty(n, 3, height * scale, width * scale).permute(0, 2, 3, 1)
+        else:
+            out = frames.new_empty(n, height * scale, width * scale, 3)
         # One frame at a time: a batch would multiply the memory that was planned, and gains nothing on a CPU.
         for i in range(n):
             frame, result = frames[i : i + 1], out[i : i + 1]
             if cut.tile is None or cut.tile >= max(height, width):
                 self._backend.run(frame, result, cut.band)
                 continue
-            for tile in tiles(height, width, cut.tile, self._footprint.radius or 0):
+            for tile in tiles(height, width, cut.tile, self._backend.footprint.radius or 0):
                 y0, y1, x0, x1 = tile.read
                 top, bottom, left, right = tile.keep
                 window = frame[:, y0:y1, x0:x1].contiguous()
@@ -99,30 +113,6 @@ class Upscaler:
                     :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale
                 ]
         return out
-
-
-def parse_memory(memory: str | int | None) -> int | None:
-    """A memory budget in bytes from '2G', '512M', '800MiB' or a number of bytes.
-
-    Raises:  UsageError for anything else
-    """
-    if memory is None or isinstance(memory, int):
-        return memory
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
-    if not match:
-        raise UsageError(f"expected a memory budget such as 2G or 512M, got {memory!r}")
-    return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-
-
-def resident_bytes() -> int:
-    """The memory that this process holds now; 0 where the system does not say."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
 
 
 def _device(device: str) -> str:
@@ -173,8 +163,3 @@ def _layout(frames: Tensor, layout: Layout | None) -> Layout:
 def _to_nhwc(frames: Tensor, layout: Layout) -> Tensor:
     frames = frames if "N" in layout else frames[None]
     return frames.permute(0, 2, 3, 1) if layout.endswith("CHW") else frames
-
-
-def _from_nhwc(frames: Tensor, layout: Layout) -> Tensor:
-    frames = frames.permute(0, 3, 1, 2).contiguous() if layout.endswith("CHW") else frames
-    return frames if "N" in layout else frames[0]

@@ -19,8 +19,8 @@ PACKAGE = ROOT / "srgan_fast"
 # Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.
 LAYERS = [
     {"errors"},
-    {"model", "resize", "kernels"},
-    {"weights", "community", "features", "image", "tiling"},
+    {"model", "resize", "memory", "kernels"},
+    {"weights", "community", "features", "image", "rewrite", "tiling"},
     {"backends"},
     {"upscaler"},
     {"evaluate"},

@@ -25,7 +25,7 @@ from srgan_fast.train import board, checkpoint, losses
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS, TrainConfig
 from srgan_fast.train.data import CropDataset, read_folder
-from srgan_fast.train.init import interpolating_init
+from srgan_fast.train.init import interpolating_init, normalised
 from srgan_fast.train.step import learning_rate
 from srgan_fast.train.trainer import Trainer
 
@@ -233,6 +233,65 @@ def test_resumed_equals_uninterrupted(photos: Path, tmp_path: Path, stage: str, 
     assert weights.load(tmp_path / "whole" / "model.safetensors").info.digest == (
         weights.load(tmp_path / "parts" / "model.safetensors").info.digest
     )
+
+
+@pytest.mark.slow
+def test_the_real_network_resumes_to_the_bit(photos: Path, tmp_path: Path) -> None:
+    """The paper's network for 300 steps with `make soak`, for 6 small ones otherwise; stopped twice, anywhere."""
+    soak = os.environ.get("SRGAN_FAST_SOAK") == "1"
+    if soak:
+        torch.set_num_threads(2)  # the fixture sets it back
+    steps = 300 if soak else 6
+    config = dataclasses.replace(
+        PRESETS["paper-srresnet-mse"], steps=steps, precision="fp32", crop=48, batch=16 if soak else 2
+    )
+    Trainer(config, photos, tmp_path / "whole").run()
+    stops = sorted(np.random.default_rng().choice(np.arange(1, steps), 2, replace=False).tolist())
+    for index, stop in enumerate([*stops, None]):
+        run = Trainer(config, photos, tmp_path / "parts", resume=index > 0)
+        if stop is None:
+            run.run()
+            continue
+        with pytest.raises(Interrupted):
+            run.run(lambda step, _, stop=stop: os.kill(os.getpid(), signal.SIGTERM) if step == stop else None)
+    digests = [weights.load(tmp_path / part / "model.safetensors").info.digest for part in ("whole", "parts")]
+    assert digests[0] == digests[1], f"stopped after {stops}"
+
+
+def test_normalisation_added_changes_nothing_in_evaluation() -> None:
+    torch.manual_seed(0)
+    plain = Generator(GeneratorConfig(blocks=2, width=8, norm="none"))
+    batches = [torch.rand(4, 3, 12, 12) for _ in range(3)]
+    batched = normalised(plain, GeneratorConfig(blocks=2, width=8), batches)
+    lr = torch.rand(1, 3, 9, 7)
+    with torch.no_grad():
+        assert (batched.eval()(lr) - plain.eval()(lr)).abs().max() < 1e-5
+        # In training a batch is normalised by itself: near the same for a batch like those.
+        assert (batched.train()(batches[0]) - plain(batches[0])).abs().mean() < 0.02
+
+
+def test_srgan_starts_from_a_network_without_normalisation(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, _ = srgan_start(tmp_path)
+    start = tmp_path / "plain.safetensors"
+    weights.save(start, Generator(dataclasses.replace(config.generator, norm="none")), name="plain", recipe={})
+    config = dataclasses.replace(config, steps=2)
+    path = Trainer(config, photos, tmp_path / "run", initial=start).run()
+    assert "batch normalisation" in caplog.text
+    recipe = weights.load(path).info.recipe
+    assert recipe["initial"] == {"name": "plain", "digest": weights.load(start).info.digest}
+    with pytest.raises(UsageError, match="--init"):
+        Trainer(dataclasses.replace(config, generator=GeneratorConfig()), photos, tmp_path / "other", initial=start)
+
+
+def test_a_resumed_decay_over_other_steps_says_so(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = dataclasses.replace(TINY, decay="cosine", steps=2)
+    Trainer(config, photos, tmp_path / "run").run()
+    Trainer(dataclasses.replace(config, steps=4), photos, tmp_path / "run", resume=True)
+    assert "falls over 4 steps instead of 2" in caplog.text
 
 
 def test_a_run_learns_and_tells(photos: Path, tmp_path: Path) -> None:

@@ -32,9 +32,8 @@ from srgan_fast.model import (
     MSRResNet,
     MSRResNetConfig,
     SRVGGNetCompact,
-    folded,
-    receptive_radius,
 )
+from srgan_fast.rewrite import folded
 
 TINY: dict[str, Any] = {"blocks": 2, "width": 8}
 
@@ -451,42 +450,6 @@ def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, data: st.DataOb
         # A flipped bit may sit in padding or in the pickle's unused parts; ours carry digests and cannot differ.
         if suffix == ".safetensors":
             assert model.info == weights.load(path).info
-
-
-@pytest.mark.parametrize(
-    "config", [{}, {"norm": "none"}, {"bias": True}, {"separable": True}, {"skip_end": "prelu"}, {"prelu": "channel"}]
-)
-def test_folding_changes_rounding_only(config: dict[str, Any]) -> None:
-    network = generator(**config).double()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-            torch.nn.init.uniform_(module.weight, -1.5, 1.5)
-            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    lr = torch.rand(1, 3, 8, 9, dtype=torch.float64)
-    with torch.inference_mode():
-        plain, fast = network(lr), folded(network)
-        assert not [m for m in fast.modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        assert (fast(lr) - plain).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize(("config", "radius"), [({"blocks": 16}, 40), ({"blocks": 2}, 12), ({"scale": 2}, 12)])
-def test_the_radius_is_how_far_a_pixel_looks(config: dict[str, Any], radius: int) -> None:
-    assert receptive_radius(generator(**config)) == radius
-
-
-def test_nothing_beyond_the_radius_matters() -> None:
-    network = generator(blocks=1).double()
-    radius = receptive_radius(network)
-    assert radius is not None
-    size = 2 * radius + 9
-    lr = torch.rand(1, 3, size, size, dtype=torch.float64, requires_grad=True)
-    centre = size // 2
-    network(lr)[..., 4 * centre : 4 * centre + 4, 4 * centre : 4 * centre + 4].sum().backward()
-    assert lr.grad is not None
-    touched = np.argwhere(lr.grad[0].abs().sum(0).numpy() > 0)
-    assert np.abs(touched - centre).max() == radius
 
 
 # Name, PSNR and SSIM on Set5 (y601, the LR images that MATLAB wrote, fp32).

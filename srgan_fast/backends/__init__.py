@@ -18,6 +18,7 @@ from srgan_fast.errors import BackendUnavailable, UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from srgan_fast.tiling import Footprint
     from srgan_fast.weights import Model
 
 _log = logging.getLogger(__name__)
@@ -28,10 +29,12 @@ class Backend(Protocol):
 
     name: str
     precision: str
+    footprint: Footprint
 
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """Upscale frames [n, h, w, 3] into `out` [n, h*scale, w*scale, 3], same dtype, on the backend's device.
 
+        `frames` are contiguous, `out` may have any strides.
         `band` is the number of LR rows that the network's tail takes at a time; it changes memory, never a pixel.
         """
 

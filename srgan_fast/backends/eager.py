@@ -1,4 +1,4 @@
-"""PyTorch as it is, on any device: batch normalisation folded, channels_last, the tail in bands.
+"""PyTorch as it is, on any device: the network rewritten for inference, channels_last, the tail in bands.
 
 The reduced precisions keep the first and the last convolution and the residual stream in float32: the first is
 0.7% of the work, and the last writes the picture, where bfloat16 would round to less than eight bits.
@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from srgan_fast.backends.probe import Ok
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, UsageError
-from srgan_fast.model import folded, receptive_radius
+from srgan_fast.memory import LiveBytes
+from srgan_fast.model import receptive_radius
+from srgan_fast.rewrite import folded, without_last_shuffle
+from srgan_fast.tiling import Footprint
 from srgan_fast.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -54,34 +57,54 @@ def quantise(v: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class EagerBackend:
-    """A folded copy of the network, run by PyTorch."""
+    """A rewritten copy of the network, run by PyTorch."""
 
     name = "eager"
 
     def __init__(self, model: Model, device: str, precision: str) -> None:
         self.precision = choose_precision(precision, device)
         self.device, self.info = torch.device(device), model.info
-        network: Any = folded(model.network)
+        network: Any = without_last_shuffle(folded(model.network))
         network = network.to(self.device, memory_format=torch.channels_last)
         if self.precision != "fp32":
             _lower(network, _DTYPES[self.precision])
         self.network = network
         self.low, self.high = (bound.to(self.device) for bound in bounds(model.info.output_range))
-        self.tail_radius = receptive_radius(model.network, tail_only=True) or 0
+        self.footprint = self._measured(
+            receptive_radius(model.network), receptive_radius(model.network, tail_only=True)
+        )
 
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """See `Backend.run`; a band of the whole height is the whole frame at once."""
-        height, scale, halo = frames.shape[1], self.info.scale, self.tail_radius
+        height, scale, halo = frames.shape[1], self.info.scale, self.footprint.tail_radius
         with torch.inference_mode(), _ExactFloat32(self.device):
             lr = self._network_input(frames)
             features = self.network.trunk(lr)
             for top in range(0, height, band):
                 bottom = min(height, top + band)
                 above, below = max(0, top - halo), min(height, bottom + halo)
-                hr = self.network.tail(features[:, :, above:below], lr[:, :, above:below])
-                hr = hr[:, :, (top - above) * scale : (bottom - above) * scale].float()
-                hr = (hr - self.low).div_(self.high - self.low)
-                out[:, top * scale : bottom * scale] = quantise(hr, out.dtype).permute(0, 2, 3, 1)
+                keep = slice((top - above) * scale, (bottom - above) * scale)
+                pixels = self._pixels(features[:, :, above:below], lr[:, :, above:below], keep, out.dtype)
+                out[:, top * scale : bottom * scale] = pixels
+
+    def _pixels(self, features: Tensor, lr: Tensor, keep: slice, dtype: torch.dtype) -> Tensor:
+        """The network's tail on some rows, of whose HR rows those in `keep` are returned as pixels."""
+        hr = self.network.tail(features, lr)[:, :, keep].float()
+        hr = (hr - self.low).div_(self.high - self.low)
+        return quantise(hr, dtype).permute(0, 2, 3, 1)
+
+    def _measured(self, radius: int | None, tail_radius: int | None) -> Footprint:
+        size = 16
+        frame = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(), LiveBytes() as live:
+            lr = self._network_input(frame)
+            features = self.network.trunk(lr)
+            trunk, kept = live.peak, live.now
+            live.reset()
+            self._pixels(features, lr, slice(None), torch.uint8)
+            tail = live.peak - kept
+        pixels = size * size
+        return Footprint(trunk / pixels, kept / pixels, tail / pixels, radius, tail_radius or 0)
 
     def _network_input(self, frames: Tensor) -> Tensor:
         # NHWC memory seen as NCHW is channels_last already.

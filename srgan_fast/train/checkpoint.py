@@ -73,6 +73,9 @@ def load(folder: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
         changed = [key for key, value in asdict(config).items() if _plain(content["config"].get(key)) != _plain(value)]
         if set(changed) - {"steps", "precision"}:
             raise CheckpointError(f"{path} is of a run with another {', '.join(changed)}; start a new folder")
+        if "steps" in changed and config.decay != "none":
+            was = content["config"]["steps"]
+            _log.warning("the rate falls over %d steps instead of %d from here on: another run", config.steps, was)
         now = conditions(config)
         if now != content["conditions"]:
             different = ", ".join(key for key in now if now[key] != content["conditions"].get(key))

@@ -1,13 +1,15 @@
-"""Initial weights that make a short run possible."""
+"""Initial weights: ones that make a short run possible, and those of a network without normalisation for one with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from srgan_fast.model import Generator
+from srgan_fast.model import Generator, GeneratorConfig
 
 
 @torch.no_grad()
@@ -49,3 +51,57 @@ def interpolating_init(generator: Generator) -> None:
         output.weight[c, :3].zero_()
         output.weight[c, c, centre, centre] = 2  # [0, 1] to [-1, 1]
         output.bias[c] = -1
+
+
+def can_normalise(source: GeneratorConfig, target: GeneratorConfig) -> bool:
+    """Whether `normalised` can turn a generator of one shape into one of the other."""
+    plain = replace(target, norm="none")
+    return source.norm == "none" and target.norm == "batch" and replace(source, bias=plain.bias) == plain
+
+
+@torch.no_grad()
+def normalised(source: Generator, target: GeneratorConfig, batches: Iterable[Tensor]) -> Generator:
+    """The same function with batch normalisation after the convolutions that `target` normalises.
+
+    The statistics are those of the batches, and scale and shift undo them: in evaluation the networks are equal, in
+    training the first step differs as far as its batch does from these.
+
+    Shapes:  batches of lr [n, 3, h, w] in [0, 1]
+    """
+    generator = Generator(target)
+    convs = dict(source.named_modules())
+    norms = {name: module for name, module in generator.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    # body.N.norm1 normalises body.N.conv1, skip.1 what skip.0 gives.
+    of_norm = {name: name.replace("norm", "conv") if "norm" in name else "skip.0" for name in norms}
+    sums = {name: torch.zeros(3, target.width, dtype=torch.float64) for name in norms}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: tuple[Tensor, ...], out: Tensor) -> None:
+            values = out.double()
+            count = torch.full((target.width,), out.numel() / target.width, dtype=torch.float64)
+            sums[name] += torch.stack([count, values.sum((0, 2, 3)), values.square().sum((0, 2, 3))])
+
+        return hook
+
+    hooks = [convs[of_norm[name]].register_forward_hook(note(name)) for name in norms]
+    try:
+        for lr in batches:
+            source(lr)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    state = {key: value for key, value in source.state_dict().items() if key in generator.state_dict()}
+    generator.load_state_dict(state, strict=False)
+    for name, norm in norms.items():
+        count, total, squares = sums[name]
+        mean = total / count
+        variance = squares / count - mean.square()
+        conv: Any = convs[of_norm[name]]
+        kept = generator.get_submodule(of_norm[name]).bias is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.running_mean.copy_(mean if kept else mean - conv.bias.double())
+        norm.running_var.copy_(variance)
+        norm.weight.copy_(torch.sqrt(variance + norm.eps))
+        norm.bias.copy_(mean)
+    return generator

@@ -27,11 +27,11 @@ from srgan_fast.train import checkpoint, losses
 from srgan_fast.train.board import Board
 from srgan_fast.train.config import TrainConfig
 from srgan_fast.train.data import CropDataset, degrade, read_folder, read_pairs
-from srgan_fast.train.init import interpolating_init
+from srgan_fast.train.init import can_normalise, interpolating_init, normalised
 from srgan_fast.train.step import EagerStep
 
 _log = logging.getLogger(__name__)
-_RATIO_BATCHES = 10
+_FIRST_BATCHES = 10
 _SAMPLES = 4
 
 
@@ -81,8 +81,9 @@ class Trainer:
             self.dataset = CropDataset(images, config)
         self.validation = _validation_pairs(validation, config) if validation is not None else []
         torch.manual_seed(config.seed)
+        generator, self.initial = _generator(config, initial, self.dataset)
         self.step = EagerStep(
-            _generator(config, initial),
+            generator,
             _content(config, vgg_weights, squeezenet_weights),
             config,
             Discriminator() if config.stage == "srgan" else None,
@@ -92,6 +93,7 @@ class Trainer:
             self.position, state = checkpoint.load(out, config)
             self.step.restore(state)
             self.terms: dict[str, float] = state["terms"]
+            self.initial = state["initial"]
             if state["images"] != self._digest:
                 _log.warning("the images have changed since the checkpoint: the run goes on with other batches")
         else:
@@ -160,6 +162,7 @@ class Trainer:
             "images": len(self.dataset.images),
             "steps_done": self.position,
             "terms": self.terms,
+            "initial": self.initial,
         }
         if self.validation:
             recipe |= self.validate()
@@ -173,11 +176,11 @@ class Trainer:
         step = copy.copy(self.step)
         step.generator, step.discriminator = copy.deepcopy((step.generator, step.discriminator))
         with torch.no_grad():
-            for index in range(_RATIO_BATCHES):
+            for index in range(_FIRST_BATCHES):
                 lr, hr = self.dataset.batch(index)
                 for name, term in step.generator_terms(step.generator(lr), hr).items():
                     weight = self.config.adversarial_weight if name == "adversarial" else 1.0
-                    totals[name] = totals.get(name, 0.0) + weight * float(term) / _RATIO_BATCHES
+                    totals[name] = totals.get(name, 0.0) + weight * float(term) / _FIRST_BATCHES
         return totals
 
     def _samples(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +202,7 @@ class Trainer:
     def _save(self, saved: int) -> None:
         if not self.step.is_finite():
             raise self._diverged(f"the weights are not finite after step {self.position}", saved)
-        state = self.step.state() | {"terms": self.terms, "images": self._digest}
+        state = self.step.state() | {"terms": self.terms, "images": self._digest, "initial": self.initial}
         checkpoint.save(self.out, self.position, state, self.config)
 
     @staticmethod
@@ -260,16 +263,25 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _generator(config: TrainConfig, initial: Path | None) -> Generator:
-    generator = Generator(config.generator)
-    if initial is not None:
-        model = weights.load(initial)
-        if not isinstance(model.network, Generator) or model.network.config != config.generator:
-            raise UsageError(f"expected --init to be a generator of {config.generator}, got {model.info.config}")
-        generator.load_state_dict(model.network.state_dict())
-    elif config.init == "interpolating":
-        interpolating_init(generator)
-    return generator
+def _generator(
+    config: TrainConfig, initial: Path | None, dataset: CropDataset
+) -> tuple[Generator, dict[str, str] | None]:
+    """The network as training finds it, and whose weights those are: name and digest, or None for fresh ones."""
+    if initial is None:
+        generator = Generator(config.generator)
+        if config.init == "interpolating":
+            interpolating_init(generator)
+        return generator, None
+    model = weights.load(initial)
+    source = model.network
+    if isinstance(source, Generator) and source.config == config.generator:
+        generator = source.train().requires_grad_()
+    elif isinstance(source, Generator) and can_normalise(source.config, config.generator):
+        _log.warning("%s has no batch normalisation: it is added, with the statistics of ten batches", initial.name)
+        generator = normalised(source, config.generator, (dataset.batch(i)[0] for i in range(_FIRST_BATCHES)))
+    else:
+        raise UsageError(f"expected --init to be a generator of {config.generator}, got {model.info.config}")
+    return generator, {"name": model.info.name, "digest": model.info.digest}
 
 
 def _content(config: TrainConfig, vgg: Path | None, squeezenet: Path | None) -> losses.Content:
