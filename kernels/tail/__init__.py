@@ -1,0 +1,184 @@
+"""The network's last convolution, PixelShuffle and the picture in one: NHWC maps in, NHWC pixels out.
+
+v = shuffle(act(conv(x) + bias + base)) * gain + offset, clamped to [0, 1] and rounded for integers by
+floor(v * m + 0.5). It takes the maps before the last PixelShuffle (`rewrite.without_last_shuffle`). `base` is the LR
+frame, enlarged by repeating pixels, which some networks are added to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srgan_fast.kernels import architecture, launch, why_not_triton
+from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.tail.cases import BENCH_CASES, CASES
+from srgan_fast.kernels.tail.reference import LEVELS
+from srgan_fast.kernels.tail.reference import tail as reference
+
+__all__ = ["BENCH_CASES", "CASES", "Rows", "bytes_moved", "flops", "reference", "rows_for", "run", "tail"]
+
+_PIXELS = 64  # a program of the sum over rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the two-kernel form needs besides: its own order of the weights, and memory for the sums of each row.
+
+    Shapes:  weight [k, cin, k*3*r^2], the taps of a row together and the rows side by side; sums [n, h, w, k*3*r^2]
+    """
+
+    weight: Tensor
+    sums: Tensor
+
+
+def rows_for(weight: Tensor, n: int, h: int, w: int) -> Rows | None:
+    """What the two-kernel form needs for frames of a size, or None where one kernel is better.
+
+    Two kernels pay where tensor cores want 64 outputs to be busy, which is sm_90 and sm_100, and where the sums of all
+    rows fit into such a block.
+    """
+    taps, cin, outputs = weight.shape
+    size = round(taps**0.5)
+    if launch.nearest_architecture(architecture(weight.device)) not in (90, 100) or size == 1 or size * outputs > 64:
+        return None
+    across = weight.view(size, size, cin, outputs).permute(1, 2, 0, 3).reshape(size, cin, size * outputs)
+    return Rows(across.contiguous(), weight.new_empty(n, h, w, size * outputs, dtype=torch.float32))
+
+
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    r: int,
+    dtype: torch.dtype,
+    *,
+    tanh: bool = False,
+    base: Tensor | None = None,
+    out: Tensor | None = None,
+    rows: Rows | None = None,
+) -> Tensor:
+    """Finish NHWC frames by the fastest implementation that their device has.
+
+    `rows` is what `rows_for` gives, for who keeps it between calls.
+
+    Shapes:  x [n, h, w, cin], weight [k*k, cin, 3*r^2] (see `conv3x3.pack`), bias [3*r^2], gain and offset [3],
+             base [n, h, w, 4], result [n, h*r, w*r, 3]
+    Dtypes:  x, weight and base float16, bfloat16 or float32, all one; bias, gain and offset float32; result `dtype`:
+             uint8, uint16 or floating-point; sums float32
+    Raises:  ValueError for other shapes or dtypes
+    """
+    n, h, w, cin = expect("x", x, None, None, None, None)
+    taps, _, outputs = expect("weight", weight, None, cin, 3 * r * r, dtype=x.dtype)
+    size = round(taps**0.5)
+    if size * size != taps or size % 2 == 0:
+        raise ValueError(f"expected the weight of a square, odd kernel, got {taps} taps")
+    expect("bias", bias, outputs)
+    for name, vector in (("gain", gain), ("offset", offset)):
+        expect(name, vector, 3)
+    if base is not None:
+        expect("base", base, n, h, w, 4, dtype=x.dtype)
+    out = output_for(x, out, n, h * r, w * r, 3, dtype=dtype)
+    if why_not_triton(x.device):
+        return out.copy_(reference(x, weight, bias, gain, offset, r, dtype, tanh=tanh, base=base))
+    from srgan_fast.kernels.tail import kernel
+
+    x, weight = x.contiguous(), weight.contiguous()
+    bias, gain, offset = bias.contiguous(), gain.contiguous(), offset.contiguous()
+    picture = {"R": r, "TANH": tanh, "BASE": base is not None, "LEVELS": LEVELS.get(dtype, 0)}
+    base = x if base is None else base.contiguous()
+    rows = rows_for(weight, n, h, w) if rows is None else rows
+    if rows is not None:
+        tiles = launch.tiles_for(x, size * outputs)
+        spots = -(-h // tiles.rows) * -(-w // tiles.columns)
+        kernel.tail_rows_pointer[(spots, -(-size * outputs // tiles.outputs), n)](
+            x,
+            rows.weight,
+            rows.sums,
+            h,
+            w,
+            CIN=cin,
+            COUT=size * outputs,
+            SIZE=size,
+            TH=tiles.rows,
+            TW=tiles.columns,
+            BN=tiles.outputs,
+            BK=tiles.inputs,
+            num_warps=tiles.num_warps,
+            num_stages=tiles.num_stages,
+        )
+        block = max(16, 1 << (outputs - 1).bit_length())
+        kernel.tail_sum_pointer[(-(-h * w // _PIXELS), n)](
+            rows.sums, bias, gain, offset, base, out, h, w, SIZE=size, BP=_PIXELS, BN=block, num_warps=4, **picture
+        )
+        return out
+    tiles = launch.tiles_for(x, outputs)
+    spots, blocks = -(-h // tiles.rows) * -(-w // tiles.columns), -(-outputs // tiles.outputs)
+    kernel.tail_pointer[(spots, blocks, n)](
+        x,
+        weight,
+        bias,
+        gain,
+        offset,
+        base,
+        out,
+        h,
+        w,
+        CIN=cin,
+        SIZE=size,
+        TH=tiles.rows,
+        TW=tiles.columns,
+        BN=tiles.outputs,
+        BK=tiles.inputs,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        **picture,
+    )
+    return out
+
+
+@torch.library.custom_op("srgan_fast::tail", mutates_args=())
+def tail(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    gain: torch.Tensor,
+    offset: torch.Tensor,
+    r: int,
+    dtype: torch.dtype,
+    tanh: bool = False,
+    base: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`run` as an operator that torch.compile and torch.export see as one node."""
+    return run(x, weight, bias, gain, offset, r, dtype, tanh=tanh, base=base)
+
+
+@tail.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    r: int,
+    dtype: torch.dtype,
+    tanh: bool = False,
+    base: Tensor | None = None,
+) -> Tensor:
+    n, h, w, _cin = x.shape
+    return x.new_empty(n, h * r, w * r, 3, dtype=dtype)
+
+
+def flops(x: Tensor, weight: Tensor, **_: object) -> int:
+    """Multiplications and additions of the convolution alone, in the form in which it is given."""
+    return 2 * x.shape[0] * x.shape[1] * x.shape[2] * weight.numel()
+
+
+def bytes_moved(x: Tensor, weight: Tensor, r: int, dtype: torch.dtype, **_: object) -> int:
+    """Bytes that must be read and written once."""
+    written = x.shape[0] * x.shape[1] * x.shape[2] * 3 * r * r * dtype.itemsize
+    return (x.numel() + weight.numel()) * x.element_size() + written
