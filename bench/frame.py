@@ -39,7 +39,7 @@ def measure(model_name: str, height: int, width: int, runs: int, device: str) ->
     makers: dict[tuple[str, str], Callable[[], Run]] = {("plain", "fp32"): lambda: _plain(model, frame, device)}
     precisions = ("fp32", "bf16") if device == "cpu" else ("fp32", "fp16", "bf16")
     for backend, entry in BACKENDS.items():
-        if isinstance(entry.probe(), Ok):
+        if isinstance(entry.probe(device), Ok):
             for precision in precisions:
                 makers[backend, precision] = _maker(model, frame, backend, device, precision)
     candidates: dict[tuple[str, str], Run] = {}

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from srgan_fast.kernels.launch import MOST_ELEMENTS
 
+# The largest value of a pixel in an integer frame; floats go from 0 to 1.
+LEVELS = {torch.uint8: 255, torch.uint16: 65535}
+
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 
@@ -79,20 +82,33 @@ def choose(sm: int, processors: int, frames: int, height: int, width: int, cin: 
 def tiles_for(x: torch.Tensor, cout: int) -> Tiles:
     """The tiles of a convolution of NHWC `x` to `cout` channels on the device where it lies."""
     frames, height, width, cin = x.shape
-    sm, processors = _device(x.device)
-    return choose(sm, processors, frames, height, width, cin, cout, x.element_size())
+    sm, count = architecture(x.device), processors(x.device)
+    return choose(sm, count, frames, height, width, cin, cout, x.element_size())
 
 
 @cache
-def _device(device: torch.device) -> tuple[int, int]:
-    if device.type != "cuda":
-        return architecture(device), 1
-    return architecture(device), torch.cuda.get_device_properties(device).multi_processor_count
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+# What `pretend` puts in the place of the device's own number.
+_pretended: ContextVar[int | None] = ContextVar("pretended", default=None)
 
 
 def processors(device: torch.device) -> int:
-    """The number of multiprocessors, which a persistent kernel fills."""
-    return _device(device)[1]
+    """The number of multiprocessors, which a persistent kernel fills and a small frame leaves idle."""
+    pretended = _pretended.get()
+    return _processors(device) if pretended is None else pretended
+
+
+@contextmanager
+def pretend(count: int) -> Iterator[None]:
+    """Choose tiles as for a device of `count` multiprocessors: a small frame then meets a large one's tiles."""
+    token = _pretended.set(count)
+    try:
+        yield
+    finally:
+        _pretended.reset(token)
 
 
 def _programs(frames: int, height: int, width: int, cout: int, rows: int, columns: int, outputs: int) -> int:

@@ -7,6 +7,7 @@ bounded by dtype. Pure data movement has no tolerance at all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,56 @@ from torch import Tensor
 
 # RMS error over RMS of the truth.
 RMS_BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How near a whole network's picture must be to float32's, on the range [0, 1]."""
+
+    max_error: float
+    psnr_db: float
+
+
+# By precision. float32 sums in another order only; one level in 255 is 0.0039.
+GATES = {
+    "fp32": Gate(0.1 / 255, 90.0),
+    "fp16": Gate(3 / 255, 60.0),
+    "bf16": Gate(12 / 255, 45.0),
+    "int8": Gate(16 / 255, 40.0),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two pictures compared: whether the gate is passed, and by what figures; PSNR is infinite for equal ones."""
+
+    passed: bool
+    max_error: float
+    psnr_db: float
+    gate: Gate
+
+    def __str__(self) -> str:
+        word = "pass" if self.passed else "FAIL"
+        return (
+            f"{word}: max error {255 * self.max_error:.3f}/255 (allowed {255 * self.gate.max_error:g}/255),"
+            f" {self.psnr_db:.1f} dB (at least {self.gate.psnr_db:g})"
+        )
+
+
+def agree(picture: Tensor, reference: Tensor, precision: str) -> Agreement:
+    """Hold a fast network's picture against the gate of its precision; a value that is not finite fails.
+
+    Shapes:  both alike
+    Units:   both in [0, 1]
+    Raises:  ValueError for pictures of different shapes, or empty ones; KeyError for an unknown precision
+    """
+    _alike(picture, reference)
+    gate = GATES[precision]
+    error = (picture.double() - reference.double()).abs()
+    max_error, mse = float(error.max()), float(error.square().mean())
+    psnr_db = -10 * math.log10(mse) if mse > 0 else math.inf
+    finite = bool(torch.isfinite(picture).all() and torch.isfinite(reference).all())
+    return Agreement(finite and max_error <= gate.max_error and psnr_db >= gate.psnr_db, max_error, psnr_db, gate)
 
 
 @dataclass(frozen=True)

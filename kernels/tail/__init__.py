@@ -7,45 +7,33 @@ frame, enlarged by repeating pixels, which some networks are added to.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from srgan_fast.kernels import architecture, launch, why_not_triton
-from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.contract import LEVELS, expect, output_for
 from srgan_fast.kernels.tail.cases import BENCH_CASES, CASES
-from srgan_fast.kernels.tail.reference import LEVELS
 from srgan_fast.kernels.tail.reference import tail as reference
 
-__all__ = ["BENCH_CASES", "CASES", "Rows", "bytes_moved", "flops", "reference", "rows_for", "run", "tail"]
+__all__ = ["BENCH_CASES", "CASES", "bytes_moved", "flops", "reference", "rows_weight", "run", "tail"]
 
 _PIXELS = 64  # a program of the sum over rows
 
 
-@dataclass(frozen=True)
-class Rows:
-    """What the two-kernel form needs besides: its own order of the weights, and memory for the sums of each row.
-
-    Shapes:  weight [k, cin, k*3*r^2], the taps of a row together and the rows side by side; sums [n, h, w, k*3*r^2]
-    """
-
-    weight: Tensor
-    sums: Tensor
-
-
-def rows_for(weight: Tensor, n: int, h: int, w: int) -> Rows | None:
-    """What the two-kernel form needs for frames of a size, or None where one kernel is better.
+def rows_weight(weight: Tensor) -> Tensor | None:
+    """The weights in the order of the two-kernel form, or None where one kernel is better.
 
     Two kernels pay where tensor cores want 64 outputs to be busy, which is sm_90 and sm_100, and where the sums of all
     rows fit into such a block.
+
+    Shapes:  [k*k, cin, o] -> [k, cin, k*o]: the taps of a row together, the rows side by side
     """
     taps, cin, outputs = weight.shape
     size = round(taps**0.5)
     if launch.nearest_architecture(architecture(weight.device)) not in (90, 100) or size == 1 or size * outputs > 64:
         return None
-    across = weight.view(size, size, cin, outputs).permute(1, 2, 0, 3).reshape(size, cin, size * outputs)
-    return Rows(across.contiguous(), weight.new_empty(n, h, w, size * outputs, dtype=torch.float32))
+    across = weight.view(size, size, cin, outputs).permute(1, 2, 0, 3)
+    return across.reshape(size, cin, size * outputs).contiguous()
 
 
 def run(
@@ -60,11 +48,13 @@ def run(
     tanh: bool = False,
     base: Tensor | None = None,
     out: Tensor | None = None,
-    rows: Rows | None = None,
+    row_weight: Tensor | None = None,
+    row_sums: Tensor | None = None,
 ) -> Tensor:
     """Finish NHWC frames by the fastest implementation that their device has.
 
-    `rows` is what `rows_for` gives, for who keeps it between calls.
+    Who calls again and again keeps `row_weight`, which is what `rows_weight` gives, and `row_sums`, float32 memory of
+    shape [n, h, w, k*3*r^2].
 
     Shapes:  x [n, h, w, cin], weight [k*k, cin, 3*r^2] (see `conv3x3.pack`), bias [3*r^2], gain and offset [3],
              base [n, h, w, 4], result [n, h*r, w*r, 3]
@@ -91,14 +81,17 @@ def run(
     bias, gain, offset = bias.contiguous(), gain.contiguous(), offset.contiguous()
     picture = {"R": r, "TANH": tanh, "BASE": base is not None, "LEVELS": LEVELS.get(dtype, 0)}
     base = x if base is None else base.contiguous()
-    rows = rows_for(weight, n, h, w) if rows is None else rows
-    if rows is not None:
+    row_weight = rows_weight(weight) if row_weight is None else row_weight
+    if row_weight is not None:
+        if row_sums is None:
+            row_sums = x.new_empty(n, h, w, size * outputs, dtype=torch.float32)
+        expect("row_sums", row_sums, n, h, w, size * outputs, dtype=torch.float32)
         tiles = launch.tiles_for(x, size * outputs)
         spots = -(-h // tiles.rows) * -(-w // tiles.columns)
         kernel.tail_rows_pointer[(spots, -(-size * outputs // tiles.outputs), n)](
             x,
-            rows.weight,
-            rows.sums,
+            row_weight,
+            row_sums,
             h,
             w,
             CIN=cin,
@@ -113,7 +106,7 @@ def run(
         )
         block = max(16, 1 << (outputs - 1).bit_length())
         kernel.tail_sum_pointer[(-(-h * w // _PIXELS), n)](
-            rows.sums, bias, gain, offset, base, out, h, w, SIZE=size, BP=_PIXELS, BN=block, num_warps=4, **picture
+            row_sums, bias, gain, offset, base, out, h, w, SIZE=size, BP=_PIXELS, BN=block, num_warps=4, **picture
         )
         return out
     tiles = launch.tiles_for(x, outputs)

@@ -38,7 +38,7 @@ def check() -> None:
     else:
         print("GPU: none that torch sees; look at nvidia-smi and CUDA_VISIBLE_DEVICES")
     for name, entry in BACKENDS.items():
-        answer = entry.probe()
+        answer = entry.probe(_devices()[-1])
         said = "available" if isinstance(answer, Ok) else f"not available: {answer.reason}; {answer.fix}"
         print(f"backend {name}: {said}")
     failed = [name for device in _devices() for name, passed in _parity(device) if not passed]
