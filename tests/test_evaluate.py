@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import http.server
 import json
 import math
@@ -22,7 +23,7 @@ from srgan_fast.cli import main
 from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
-from srgan_fast.evaluate.metrics import score
+from srgan_fast.evaluate.metrics import PROTOCOLS, score
 from srgan_fast.evaluate.report import Report
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
@@ -259,6 +260,30 @@ def test_the_command(run: Callable[..., tuple[int, str, str]], hr_folder: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hr", "page.html", "scores.json"]
 
 
+def test_the_report_says_how_it_was_measured(hr_folder: Path) -> None:
+    report = Report()
+    results = evaluate(hr_folder, method="bicubic", protocol=["y601", "paper"], on_image=report.add)
+    results["images"][0]["scores"]["paper"] = {"psnr_db": None, "ssim": 1.0, "note": "as good as it gets"}
+    page = report.page(results)
+    assert "2 images, LR made by imresize, computed in fp32." in page
+    assert "LR from" not in page
+    for name in ("y601", "paper"):
+        assert page.count(html.escape(PROTOCOLS[name].description)) == 1
+        assert page.count(f"<td>{name}</td>") == 3  # the mean and two images
+    assert "<td>inf</td><td>1.0000</td>" in page
+    assert page.count("as good as it gets") == 1
+    # A whole number of pixels on the screen for each pixel of the crop, which is as large as the images allow.
+    assert "--width: 48; --height: 32" in page
+    assert "--width: 36; --height: 44" in page
+    assert re.findall(r"--zoom: (\d+)\s*[;}]", page) == ["1", "2"]
+
+    for entry in results["images"]:
+        entry["lr"] = "<small>.png"
+    page = report.page(results)
+    assert "LR read from files" in page
+    assert page.count("LR from &lt;small&gt;.png") == 2
+
+
 def test_json_to_stdout_is_only_json(run: Callable[..., tuple[int, str, str]], hr_folder: Path) -> None:
     code, out, _ = run("evaluate", hr_folder, "--method", "nearest", "--json", "-")
     assert code == 0
@@ -284,12 +309,14 @@ def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
     report = Report()
     report.add(Comparison("one.png", lr, imresize_up(lr, 4), hr, {}))
     sizes, found = [], {}
-    for label, data in report._crops[0]:
+    (crops,) = report._crops
+    for label, data in crops.files.items():
         (tmp_path / label).write_bytes(data)
         with Image.open(tmp_path / label) as image:
             sizes.append(image.size)
             found[label] = np.array(image)
-    assert sizes == [(40, 40), (160, 160), (160, 160), (160, 160)]
+    assert sizes == [(36, 36), (144, 144), (144, 144), (144, 144)]
+    assert (crops.width, crops.height) == (144, 144)
     assert (found["HR"] == 255).sum() == (hr == 255).sum()
     np.testing.assert_array_equal(found["bicubic"], found["SR"])
 
