@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from srgan_fast import weights
-from srgan_fast.cli import main
 from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
@@ -27,6 +26,8 @@ from srgan_fast.evaluate.metrics import PROTOCOLS, score
 from srgan_fast.evaluate.report import Report
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def save(path: Path, height: int, width: int, *, grey: bool = False, flat: bool = False) -> torch.Tensor:
@@ -48,21 +49,6 @@ def hr_folder(tmp_path: Path) -> Path:
     save(folder / "a.png", 32, 51, grey=True)
     (folder / "notes.txt").write_text("not an image")
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["srgan-fast", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 # Results.
@@ -101,18 +87,18 @@ def test_an_infinite_psnr_is_null_with_a_note(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny_x2(tmp_path: Path) -> Path:
     torch.manual_seed(3)
-    path = tmp_path / "tiny.safetensors"
-    weights.save(path, Generator(GeneratorConfig(scale=2, blocks=2, width=8)).eval(), name="tiny", recipe={})
+    path = tmp_path / "tiny_x2.safetensors"
+    weights.save(path, Generator(GeneratorConfig(scale=2, blocks=2, width=8)).eval(), name="tiny_x2", recipe={})
     return path
 
 
-def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny: Path) -> None:
+def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny_x2: Path) -> None:
     seen: list[Comparison] = []
-    results = evaluate(hr_folder, weights=tiny, on_image=seen.append)
-    assert (results["method"], results["scale"], results["precision"]) == ("tiny", 2, "fp32")
-    network = weights.load(tiny).network
+    results = evaluate(hr_folder, weights=tiny_x2, on_image=seen.append)
+    assert (results["method"], results["scale"], results["precision"]) == ("tiny_x2", 2, "fp32")
+    network = weights.load(tiny_x2).network
     for comparison in seen:
         with torch.no_grad():
             raw = network(comparison.lr[None] / 255.0)
@@ -121,7 +107,7 @@ def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny: Path) -> No
         assert (expected - comparison.sr.to(torch.float32)).abs().max() <= 1
         assert (expected != comparison.sr).float().mean() < 0.01
     with pytest.raises(UsageError, match="expected scale 2"):
-        evaluate(hr_folder, weights=tiny, scale=4)
+        evaluate(hr_folder, weights=tiny_x2, scale=4)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +223,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_command(run: Callable[..., tuple[int, str, str]], hr_folder: Path, tmp_path: Path) -> None:
+def test_the_command(run: Run, hr_folder: Path, tmp_path: Path) -> None:
     page, file = tmp_path / "page.html", tmp_path / "scores.json"
     (hr_folder / "b.png").rename(hr_folder / "b&<i>.png")
     code, out, _ = run(
@@ -284,16 +270,14 @@ def test_the_report_says_how_it_was_measured(hr_folder: Path) -> None:
     assert page.count("LR from &lt;small&gt;.png") == 2
 
 
-def test_json_to_stdout_is_only_json(run: Callable[..., tuple[int, str, str]], hr_folder: Path) -> None:
+def test_json_to_stdout_is_only_json(run: Run, hr_folder: Path) -> None:
     code, out, _ = run("evaluate", hr_folder, "--method", "nearest", "--json", "-")
     assert code == 0
     assert json.loads(out)["method"] == "nearest"
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
-def test_no_place_for_the_result(
-    run: Callable[..., tuple[int, str, str]], hr_folder: Path, tmp_path: Path, option: str
-) -> None:
+def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, option: str) -> None:
     for target in (tmp_path / "absent" / "file", hr_folder):
         code, out, err = run("evaluate", hr_folder, "--method", "bicubic", option, target)
         assert code == OutputError.exit_code
@@ -321,7 +305,7 @@ def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["bicubic"], found["SR"])
 
 
-def test_set5_by_the_command(run: Callable[..., tuple[int, str, str]], shared_data: Path) -> None:
+def test_set5_by_the_command(run: Run, shared_data: Path) -> None:
     if not (shared_data / "Set5").is_dir():
         pytest.skip(f"no Set5 in {shared_data}")
     options = ("--method", "bicubic", "--protocol", "y601,paper", "--json", "-")
@@ -379,9 +363,7 @@ def small_set(
     return pages
 
 
-def test_fetch_and_verify(
-    run: Callable[..., tuple[int, str, str]], small_set: dict[str, tuple[int, bytes, int]], tmp_path: Path
-) -> None:
+def test_fetch_and_verify(run: Run, small_set: dict[str, tuple[int, bytes, int]], tmp_path: Path) -> None:
     folder = tmp_path / "new" / "set"
     code, out, err = run("data", "fetch", "set5", "--to", folder)
     assert (code, err) == (0, "")
@@ -415,7 +397,7 @@ def test_fetch_and_verify(
     ],
 )
 def test_a_bad_download_leaves_nothing(
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
     small_set: dict[str, tuple[int, bytes, int]],
     tmp_path: Path,
     name: str,
@@ -431,9 +413,7 @@ def test_a_bad_download_leaves_nothing(
     assert left <= {"known.png", "prefix.pth", "unknown.png"} - {name}
 
 
-def test_a_closed_network_gives_address_and_digest(
-    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_closed_network_gives_address_and_digest(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A port on which nothing listens.
     item = sets.Item("file.pth", "http://127.0.0.1:9/file.pth", "dcbb9e9d")
     monkeypatch.setitem(sets.COLLECTIONS, "vgg19", sets.Collection("vgg19", "weights", "there", "some", (item,)))
@@ -445,9 +425,7 @@ def test_a_closed_network_gives_address_and_digest(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_list_and_what_it_promises(
-    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_list_and_what_it_promises(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, out, _ = run("data", "list")
     assert code == 0
