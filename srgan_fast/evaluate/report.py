@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from srgan_fast import __version__
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError
 from srgan_fast.evaluate.benchmark import Comparison
 from srgan_fast.evaluate.metrics import PROTOCOLS
@@ -117,18 +116,10 @@ def write_text(path: Path, text: str) -> None:
 
     Raises:  OutputError if it cannot be written
     """
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # a temporary file is private, a result is not
-        temporary.replace(path)
+        with atomic(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise OutputError(f"expected to write {path}, got: {error.strerror}; choose another place") from None
 
 
