@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from srgan_fast import community
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError, UsageError, WeightsError
 from srgan_fast.model import ARCHITECTURES
 
@@ -139,16 +138,8 @@ def save(
     text = json.dumps(asdict(info), sort_keys=True)
     content = safetensors.torch.save(tensors, {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()})
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                os.fsync(part.fileno())
-                os.chmod(part.name, 0o644)
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with atomic(path) as file:
+            file.write(content)
     except OSError as error:
         raise OutputError(f"cannot write the weights to {path}: {error.strerror}; name a writable folder") from error
     return info

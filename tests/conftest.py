@@ -1,8 +1,10 @@
-"""What every test shares: a GPU that is missing skips, or fails where one is required."""
+"""What tests share: the command line, a small network, benchmark data, and what a missing GPU means."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,3 +33,36 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no benchmark data: set SRGAN_FAST_SHARED_DATA to a folder that has Set5/ and weights/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights of a small x4 network."""
+    import torch
+
+    from srgan_fast import weights
+    from srgan_fast.model import Generator, GeneratorConfig
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command as a user gives it -> exit code, stdout, stderr, those of C libraries too; no traceback passes."""
+    from srgan_fast.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srgan-fast", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call

@@ -23,18 +23,15 @@ from srgan_fast.cli.bench import bench
 from srgan_fast.cli.check import check
 from srgan_fast.errors import MemoryBudgetError, OutputError, ParityError, UsageError
 from srgan_fast.kernels import parity
-from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.weights import load, save
+from srgan_fast.weights import load
 
 Record = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, Generator(GeneratorConfig(blocks=1, width=8)), name="tiny", recipe={})
-    return str(path)
+def tiny(tiny: Path) -> str:
+    """As users name weights: a string."""
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")

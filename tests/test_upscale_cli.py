@@ -13,48 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from srgan_fast import cli, image, weights
-from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast import image
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
-    return path
-
-
 @pytest.fixture
-def run(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command as a user gives it -> exit code, stdout, stderr; a traceback fails the test."""
+def run(run: Run, tiny: Path) -> Run:
+    """`srgan-fast upscale`, with the small network unless the test names one."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        words = [str(argument) for argument in arguments]
-        if "--weights" not in words and "--model" not in words:
-            words += ["--weights", str(tiny)]
-        monkeypatch.setattr(sys, "argv", ["srgan-fast", "upscale", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+    def upscale(*arguments: object) -> tuple[int, str, str]:
+        named = {"--weights", "--model"} & {str(argument) for argument in arguments}
+        return run("upscale", *arguments, *(() if named else ("--weights", tiny)))
 
-    return run
+    return upscale
 
 
 def one_line(result: tuple[int, str, str], code: int, message: str) -> None:
     assert result[0] == code, result
     assert message in result[2]
     assert result[2].count("\n") == 1, result[2]
-    assert "Traceback" not in result[2]
 
 
 def save(path: Path, height: int = 9, width: int = 7, channels: int = 3) -> Path:
