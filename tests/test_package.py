@@ -23,7 +23,7 @@ PACKAGE = ROOT / "srgan_fast"
 # Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.
 LAYERS = [
     {"errors", "atomic"},
-    {"model", "resize", "memory", "kernels"},
+    {"model", "resize", "memory", "graph", "kernels"},
     {"weights", "community", "features", "image", "rewrite", "tiling"},
     {"backends"},
     {"upscaler"},
