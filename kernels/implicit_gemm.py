@@ -36,23 +36,21 @@ def conv_tile(
 ):
     """The float32 sums of a tile, [pixels, outputs]; x_ptr points at a frame, the weights are [KH*KW, CIN, COUT]."""
     acc = tl.zeros((rows.shape[0], outputs.shape[0]), dtype=tl.float32)
-    for tap in range(KH * KW):
+    blocks: tl.constexpr = (CIN + BK - 1) // BK
+    # One loop over taps and blocks of inputs, so that loads run ahead across taps too.
+    for step in range(KH * KW * blocks):
+        tap = step // blocks
+        inputs = (step % blocks) * BK + tl.arange(0, BK)
         y = rows + tap // KW - KH // 2
         x = columns + tap % KW - KW // 2
-        inside = (y >= 0) & (y < H) & (x >= 0) & (x < W)
-        for first in range(0, CIN, BK):
-            inputs = first + tl.arange(0, BK)
-            a = tl.load(
-                x_ptr + (y * W + x)[:, None] * CIN + inputs[None, :],
-                mask=inside[:, None] & (inputs < CIN)[None, :],
-                other=0.0,
-            )
-            b = tl.load(
-                w_ptr + (tap * CIN + inputs)[:, None] * COUT + outputs[None, :],
-                mask=(inputs < CIN)[:, None] & (outputs < COUT)[None, :],
-                other=0.0,
-            )
-            acc = tl.dot(a, b, acc, input_precision="ieee")
+        inside = ((y >= 0) & (y < H) & (x >= 0) & (x < W))[:, None]
+        some = outputs[None, :] < COUT
+        if CIN % BK != 0:
+            inside = inside & (inputs < CIN)[None, :]
+            some = some & (inputs < CIN)[:, None]
+        a = tl.load(x_ptr + (y * W + x)[:, None] * CIN + inputs[None, :], mask=inside, other=0.0)
+        b = tl.load(w_ptr + (tap * CIN + inputs)[:, None] * COUT + outputs[None, :], mask=some, other=0.0)
+        acc = tl.dot(a, b, acc, input_precision="ieee")
     return acc
 
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from srgan_fast.kernels import load
+from srgan_fast.kernels.cases import in_double
+from srgan_fast.kernels.contract import LEVELS
+
 # RMS error over RMS of the truth.
 RMS_BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -130,3 +134,24 @@ def _alike(*tensors: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) != 1 or tensors[0].numel() == 0:
         raise ValueError(f"expected tensors of one shape with at least one value, got {shapes}")
+
+
+def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:
+    """Every case of an op on a device: its name, and how its fastest implementation compares with the reference.
+
+    Integer results are held to what rounding the op's own float result gives, bit for bit.
+    """
+    module = load(op)
+    reports = []
+    for case in module.CASES:
+        arguments = case.inputs(device, dtype)
+        fast = module.run(**arguments)
+        if fast.is_floating_point():
+            truth = module.reference(**in_double(arguments))
+            report = compare(fast, module.reference(**arguments), truth, dtype, floor=case.floor)
+        else:
+            floats = module.run(**{**arguments, "dtype": torch.float32})
+            levels = LEVELS[fast.dtype]
+            report = compare_exact(fast, (floats * levels + 0.5).floor().to(torch.int32).to(fast.dtype))
+        reports.append((case.name, report))
+    return reports

@@ -80,6 +80,8 @@ def run(
     x, weight = x.contiguous(), weight.contiguous()
     bias, gain, offset = bias.contiguous(), gain.contiguous(), offset.contiguous()
     picture = {"R": r, "TANH": tanh, "BASE": base is not None, "LEVELS": LEVELS.get(dtype, 0)}
+    # v * m and then + 0.5, rounded twice as everywhere else: fused into one operation a tie may fall the other way.
+    picture["enable_fp_fusion"] = False
     base = x if base is None else base.contiguous()
     row_weight = rows_weight(weight) if row_weight is None else row_weight
     if row_weight is not None:
