@@ -20,7 +20,7 @@ PACKAGE = ROOT / "srgan_fast"
 LAYERS = [
     {"errors"},
     {"model", "resize", "memory", "kernels"},
-    {"weights", "community", "features", "image", "rewrite", "tiling"},
+    {"weights", "community", "layers", "features", "image", "rewrite", "tiling"},
     {"backends"},
     {"upscaler"},
     {"evaluate"},
