@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import struct
 import tempfile
@@ -150,6 +151,7 @@ def save(
     text = json.dumps(asdict(info), sort_keys=True)
     content = safetensors.torch.save(tensors, {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()})
     try:
+        path = path.resolve()  # a link stays a link
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
             try:
                 part.write(content)
@@ -329,6 +331,8 @@ def _first_line(error: Exception) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
+    if isinstance(error, pickle.UnpicklingError):  # what torch says of it is a page of advice
+        error = pickle.UnpicklingError("neither begins like one")
     hint = "; ncnn weights need their .param file beside them" if path.suffix == ".bin" else ""
     return (
         f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path}"

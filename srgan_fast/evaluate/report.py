@@ -111,6 +111,10 @@ def write_text(path: Path, text: str) -> None:
     """
     temporary = None
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device takes the text as it is
+            path.write_text(text, encoding="utf-8")
+            return
+        path = path.resolve()  # a link stays a link
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
             temporary = Path(file.name)
             file.write(text)
