@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,13 +14,15 @@ from typing import BinaryIO
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `path` when the block ends, and leaves nothing when it fails.
 
-    A link stays a link, what it points to is replaced. A device or a pipe is refused rather than replaced.
+    A link stays a link, what it points to is replaced. A device or a pipe takes the bytes as they come.
 
     Raises:  OSError, of the system
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not (target.is_file() or target.is_dir()):
-        raise OSError(errno.EINVAL, "not a regular file")
+        with target.open("wb") as file:
+            yield file
+        return
     # No suffix of ours: what a killed process leaves is never taken for a picture or for weights.
     part = target.parent / f".{secrets.token_hex(8)}.part"
     try:

@@ -78,6 +78,8 @@ def read(path: Path) -> Picture:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the name and its permissions") from error
+    except InputError:
+        raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {str(path)!r}: {error}; check the name") from error
     if not data:

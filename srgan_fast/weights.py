@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import re
 import struct
 import warnings
@@ -32,13 +33,24 @@ _BUNDLED = Path(__file__).parent / "data"
 _KEY = "srgan_fast"
 _CHECK = "srgan_fast_sha256"  # of the metadata, as the digest is of the tensors
 
-# Where training scripts put a state_dict, the averaged weights first, and the names under which they put a generator
-# beside other networks.
-_CONTAINERS = (
-    *("params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "generator_state_dict"),
-    *("generator", "model", "netG", "net"),
+# Where training scripts put a state_dict: averaged weights first, then a generator beside other networks, then the only
+# network; and the prefixes under which they put a generator's tensors beside others.
+_GENERATOR = r"(net_?|model_?)?(g|gen|generator)(_?(net|model))?"
+_STATE = r"(_?(model_?)?(state_?dict|state|params|weights))?"
+_CONTAINERS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(params|model|net|{_GENERATOR})?_?ema(_?model)?{_STATE}",
+        r"params",
+        _GENERATOR + _STATE,
+        rf"(model|net|network)?{_STATE}",
+    )
 )
-_GENERATORS = ("generator_ema.", "generator.", "netG.", "net_g.", "g_model.")
+_PREFIXES = (
+    re.compile(r"(generator|gen|net_?G|G)_ema\.", re.IGNORECASE),
+    re.compile(r"(generator|gen|net_?G|g_?model|model_?g)\.", re.IGNORECASE),
+    re.compile(r"G\."),
+)
 _WRAPPERS = re.compile(r"(_orig_mod|module|model|net)\.")
 
 
@@ -212,8 +224,7 @@ def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
     Raises:  WeightsError if there are none
     """
     for _ in range(4):  # not for ever: a pickled dictionary may hold itself
-        if isinstance(content, Mapping):
-            content = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
+        content = _inner(content)
     items = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
     # A lone number without a dot in its name is a counter beside the network, such as that of an averaged model.
@@ -221,13 +232,32 @@ def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"expected tensors by name in {file_name}, got none; save the generator's state_dict")
     while True:
-        prefix = next((name for name in _GENERATORS if any(key.startswith(name) for key in tensors)), None)
+        prefix = next((match[0] for rule in _PREFIXES for key in tensors if (match := rule.match(key))), None)
         if prefix is None:
             match = _WRAPPERS.match(next(iter(tensors)))
             if match is None or not all(key.startswith(match[0]) for key in tensors):
                 return tensors
             prefix = match[0]
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _inner(content: object) -> object:
+    """What a dictionary holds under a name that is usual for the network, else its only network, else itself."""
+    if not isinstance(content, Mapping):
+        return content
+    inner = {str(key): value for key, value in content.items() if isinstance(value, Mapping) and value}
+    for rule in _CONTAINERS:
+        for key, value in inner.items():
+            if rule.fullmatch(key) and any(isinstance(item, (Tensor, Mapping)) for item in value.values()):
+                return value
+    if any(isinstance(value, Tensor) and value.dim() == 4 for value in content.values()):
+        return content
+    networks = [
+        value
+        for value in inner.values()
+        if any(isinstance(item, Tensor) and item.dim() == 4 and isinstance(name, str) for name, item in value.items())
+    ]
+    return networks[0] if len(networks) == 1 else content
 
 
 def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
@@ -291,6 +321,8 @@ def _first_line(error: Exception) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
+    if isinstance(error, pickle.UnpicklingError):  # what torch says of it is a page of advice
+        error = pickle.UnpicklingError("neither begins like one")
     hint = "; ncnn weights need their .param file beside them" if path.suffix == ".bin" else ""
     return (
         f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path}"

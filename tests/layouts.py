@@ -91,6 +91,64 @@ DIALECTS: dict[str, tuple[dict[str, Any], Callable[[str], str]]] = {
             (r"output\.1", "final_conv.pointwise"),
         ),
     ),
+    "aladdinpersson": (
+        {"activation": "tanh", "prelu": "channel"},
+        lambda key: rename(
+            key,
+            (r"head\.0", "initial.cnn"),
+            (r"head\.1", "initial.act"),
+            (r"body\.(\d+)\.conv([12])", r"residuals.\1.block\2.cnn"),
+            (r"body\.(\d+)\.norm([12])", r"residuals.\1.block\2.bn"),
+            (r"body\.(\d+)\.prelu", r"residuals.\1.block1.act"),
+            (r"skip\.0", "convblock.cnn"),
+            (r"skip\.1", "convblock.bn"),
+            (r"upsample\.(\d)\.prelu", r"upsamples.\1.act"),
+            (r"upsample\.", "upsamples."),
+            (r"output\.", "final."),
+        ),
+    ),
+    "dongheehand": (
+        {"bias": True, "activation": "tanh"},
+        lambda key: rename(
+            key,
+            (r"head\.", "conv01.body."),
+            (r"body\.(\d+)\.conv([12])", lambda m: f"body.{m[1]}.body.{int(m[2]) - 1}.body.0"),
+            (r"body\.(\d+)\.norm([12])", lambda m: f"body.{m[1]}.body.{int(m[2]) - 1}.body.1"),
+            (r"body\.(\d+)\.prelu", r"body.\1.body.0.body.2"),
+            (r"skip\.", "conv02.body."),
+            (r"upsample\.(\d)\.conv", r"tail.\1.body.0.body.0"),
+            (r"upsample\.(\d)\.prelu", r"tail.\1.body.2"),
+            (r"output\.", "last_conv.body.0."),
+        ),
+    ),
+    "twtygqyy": (
+        {"norm": "instance-affine"},
+        lambda key: rename(
+            key,
+            (r"(.*)prelu|head\.1", r"\1unused"),
+            (r"head\.0", "conv_input"),
+            (r"body\.(\d+)\.norm", r"residual.\1.in"),
+            (r"body\.", "residual."),
+            (r"skip\.0", "conv_mid"),
+            (r"skip\.1", "bn_mid"),
+            (r"upsample\.(\d)\.conv", lambda m: f"upscale4x.{3 * int(m[1])}"),
+            (r"output", "conv_output"),
+        ),
+    ),
+    "PyTorch-GAN": (
+        {"bias": True, "activation": "tanh"},
+        lambda key: rename(
+            key,
+            (r"head\.", "conv1."),
+            (r"body\.(\d+)\.conv([12])", lambda m: f"res_blocks.{m[1]}.conv_block.{3 * int(m[2]) - 3}"),
+            (r"body\.(\d+)\.norm([12])", lambda m: f"res_blocks.{m[1]}.conv_block.{3 * int(m[2]) - 2}"),
+            (r"body\.(\d+)\.prelu", r"res_blocks.\1.conv_block.2"),
+            (r"skip\.", "conv2."),
+            (r"upsample\.(\d)\.conv", lambda m: f"upsampling.{4 * int(m[1])}"),
+            (r"upsample\.(\d)\.prelu", lambda m: f"upsampling.{4 * int(m[1]) + 3}"),
+            (r"output\.", "conv3.0."),
+        ),
+    ),
     "Fast-SRGAN": (
         {"norm": "instance", "activation": "tanh", "kernel": 3},
         lambda key: (
@@ -122,10 +180,21 @@ def foreign(name: str, network: Generator) -> dict[str, Tensor]:
     for key, value in network.state_dict().items():
         renamed = DIALECTS[name][1](key)
         tensors[renamed] = value
-        if name == "Swift-SRGAN" and re.match(r"(residual\.\d+\.block2|convblock)\.bn\.num", renamed):
-            # It registers slopes that it does not apply.
+        if re.match(r"(residuals?\.\d+\.block2|convblock)\.bn\.num", renamed):
+            # Swift-SRGAN and aladdinpersson register slopes that they do not apply.
             tensors[renamed.replace("bn.num_batches_tracked", "act.weight")] = torch.full((8,), 0.25)
     return tensors
+
+
+def without_slopes(network: Generator, slope: float) -> None:
+    """Every activation becomes a LeakyReLU of one slope, which a checkpoint does not hold."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.PReLU):
+            module.weight.data.fill_(slope)
+
+
+# Those whose files hold something else than our tensors under other names; each has a test of its own.
+SPECIAL = ("twtygqyy", "PyTorch-GAN")
 
 
 def nameless(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

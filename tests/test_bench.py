@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import json
 import os
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from srgan_fast.bench import record as records_module
 from srgan_fast.bench.claims import Claim, judge, load_claims, load_records, verify
 from srgan_fast.bench.record import ROOT, content_id, latency, record, source_digest, sources_behind
 from srgan_fast.bench.timer import interleave
-from srgan_fast.cli.bench import bench
+from srgan_fast.cli.bench import _append, bench
 from srgan_fast.cli.check import check
 from srgan_fast.errors import MemoryBudgetError, OutputError, ParityError, UsageError
 from srgan_fast.kernels import parity
@@ -407,3 +409,22 @@ def test_the_readme_is_fresh() -> None:
 def test_a_record_does_not_say_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["srgan-fast", "bench", "--runs", "9", "--json", "/home/someone/out.jsonl"])
     assert record("frame", "x")["command"] == "srgan-fast bench --runs 9 --json out.jsonl"
+
+
+def test_records_are_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+
+    def full(self: Path, mode: str = "r") -> io.TextIOWrapper:
+        with open(self, mode) as file:
+            file.write("half a rec")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path.write_text("before\n")
+    monkeypatch.setattr(Path, "open", full)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="No space left"):
+            _append(path, "a record\n")
+        monkeypatch.undo()
+        assert not path.exists() or path.read_text() == "before\n"
+        path.unlink(missing_ok=True)
+        monkeypatch.setattr(Path, "open", full)

@@ -24,7 +24,7 @@ from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
 from srgan_fast.evaluate.metrics import PROTOCOLS, score
-from srgan_fast.evaluate.report import Report
+from srgan_fast.evaluate.report import Report, write_text
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 
@@ -456,3 +456,19 @@ def test_set5_is_the_one_that_was_measured(shared_data: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"no Set5 in {shared_data}")
     assert {sets.state(item, folder) for item in sets.COLLECTIONS["set5"].items} == {"ok"}
+
+
+def test_text_into_a_pipe_or_through_a_link(tmp_path: Path) -> None:
+    """What is there is written to, never replaced by a file: as root, a device could be."""
+    os.mkfifo(tmp_path / "pipe")
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "scores")
+    reader.join(timeout=10)
+    assert got == ["scores"]
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("real")
+    write_text(tmp_path / "link", "more")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "more"

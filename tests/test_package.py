@@ -24,7 +24,7 @@ PACKAGE = ROOT / "srgan_fast"
 LAYERS = [
     {"errors", "atomic"},
     {"model", "resize", "memory", "graph", "kernels"},
-    {"weights", "community", "features", "image", "rewrite", "tiling"},
+    {"weights", "community", "layers", "features", "image", "rewrite", "tiling"},
     {"backends"},
     {"upscaler"},
     {"evaluate"},

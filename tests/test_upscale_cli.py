@@ -255,3 +255,26 @@ def test_a_real_ctrl_c(tmp_path: Path, tiny: Path) -> None:
     written = files(out)
     assert 0 < len(written) < 400
     assert all(image.read(out / name).rgb.shape == (128, 128, 3) for name in written)
+
+
+def test_a_folder_does_not_become_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "a.png")
+    code, _, err = run(tmp_path / "in", tmp_path / "out.png")
+    assert code == 2
+    assert "must be one too" in err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("scale", [0, -4])
+def test_a_scale_that_is_none(run: Run, tmp_path: Path, scale: int) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    code, _, err = run(tmp_path / "a.png", tmp_path / "b.png", "--scale", scale)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "2 or more" in err
+
+
+def test_a_device_is_said_once(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("/dev/zero", tmp_path / "b.png")
+    assert code == 2
+    assert err.count("/dev/zero") == 1

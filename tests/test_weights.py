@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from layouts import DIALECTS, foreign, nameless
+from layouts import DIALECTS, SPECIAL, foreign, nameless, without_slopes
 from PIL import Image
+from torch import Tensor
 
 from srgan_fast import weights
 from srgan_fast.community import bounds
@@ -43,7 +45,7 @@ def generator(**config: Any) -> Generator:
 
 
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in DIALECTS),
+    *((name, {}) for name in DIALECTS if name not in SPECIAL),
     ("leftthomas", {"skip_end": "norm"}),
     ("leftthomas", {"scale": 2}),
     ("leftthomas", {"blocks": 15}),
@@ -71,6 +73,159 @@ def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str, change:
         assert torch.equal(model.network(lr), network(lr))
 
 
+def load_foreign(tmp_path: Path, tensors: dict[str, Tensor]) -> list[weights.Model]:
+    torch.save(tensors, tmp_path / "foreign.pth")
+    safetensors.torch.save_file(
+        {key: value.clone() for key, value in tensors.items()}, tmp_path / "foreign.safetensors"
+    )
+    return [weights.load(tmp_path / f"foreign.{kind}") for kind in ("pth", "safetensors")]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance-affine"])
+def test_fixed_slopes_that_only_the_names_tell(tmp_path: Path, norm: str) -> None:
+    network = generator(norm=norm)
+    without_slopes(network, 0.2)
+    for bias in (
+        network.head[0].bias,
+        network.output.bias,
+        network.upsample[0].conv.bias,
+        network.upsample[1].conv.bias,
+    ):
+        bias.data.zero_()  # type: ignore[union-attr,operator]
+    kept = {
+        key.replace(".in", ".bn") if norm == "batch" else key: value
+        for key, value in foreign("twtygqyy", network).items()
+        if "unused" not in key and not re.fullmatch(r"(conv_input|upscale4x\.\d|conv_output)\.bias", key)
+    }
+    for model in load_foreign(tmp_path, kept):
+        assert "twtygqyy" in model.info.source
+        assert (model.info.input_range, model.info.output_range) == ((0.0, 1.0), (0.0, 1.0))
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+@pytest.mark.parametrize("slopes", [True, False])
+def test_batch_normalisation_of_another_kind(tmp_path: Path, slopes: bool) -> None:
+    """PyTorch-GAN normalises before each PixelShuffle, and with PReLU by sqrt(var + 0.8)."""
+    network = generator(**DIALECTS["PyTorch-GAN"][0])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 1, 2)  # type: ignore[arg-type]
+            torch.nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+    if not slopes:
+        without_slopes(network, 0.0)
+    tensors = {}
+    for key, value in foreign("PyTorch-GAN", network).items():
+        if key.endswith("running_var") and slopes:
+            tensors[key] = value - (0.8 - 1e-5)
+        elif match := re.fullmatch(r"upsampling\.([04])\.weight", key):
+            norm = f"upsampling.{int(match[1]) + 1}"
+            scale = torch.linspace(0.5, 2, len(value))
+            tensors |= {
+                key: value * 3 / scale.view(-1, 1, 1, 1),
+                f"{norm}.weight": scale,
+                f"{norm}.running_mean": scale,
+            }
+            tensors |= {f"{norm}.running_var": torch.full((len(value),), 9 - 1e-5)}
+            tensors |= {f"{norm}.bias": scale * scale / 3}
+        elif match := re.fullmatch(r"upsampling\.([04])\.bias", key):
+            tensors[key] = value * 3 / torch.linspace(0.5, 2, len(value))
+        elif slopes or value.shape != (1,):
+            tensors[key] = value
+    for model in load_foreign(tmp_path, tensors):
+        assert "PyTorch-GAN" in model.info.source
+        assert "ImageNet" in model.info.assumptions[0]
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.allclose(model.network(lr), network(lr), atol=1e-5)
+
+
+def test_a_last_kernel_smaller_than_the_first(tmp_path: Path) -> None:
+    network = generator(**DIALECTS["dongheehand"][0])
+    inside = network.output.weight.data[:, :, 3:6, 3:6].clone()  # type: ignore[union-attr,index]
+    network.output.weight.data.zero_()  # type: ignore[union-attr,operator]
+    network.output.weight.data[:, :, 3:6, 3:6] = inside  # type: ignore[union-attr,index]
+    tensors = foreign("dongheehand", network) | {"last_conv.body.0.weight": inside}
+    for model in load_foreign(tmp_path, tensors):
+        assert "dongheehand" in model.info.source
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+def test_a_last_activation_that_the_names_tell(tmp_path: Path) -> None:
+    """Lornatang's generator of 2021 ended in a Tanh, and its output range was that of its targets, [0, 1]."""
+    network = generator(activation="tanh")
+    tensors = {key.replace("conv3.", "conv3.0."): value for key, value in lornatang_of_2021(network).items()}
+    for model in load_foreign(tmp_path, tensors):
+        assert (model.info.config["activation"], model.info.output_range) == ("tanh", (0.0, 1.0))
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+def lornatang_of_2021(network: Generator) -> dict[str, Tensor]:
+    rules = (("conv_block", "conv"), ("rcb.0", "conv1"), ("rcb.1", "bn1"), ("rcb.2", "prelu"), ("rcb.3", "conv2"))
+    tensors = {}
+    for key, value in foreign("Lornatang", network).items():
+        for old, new in (*rules, ("rcb.4", "bn2"), ("upsampling", "subpixel_conv")):
+            key = key.replace(old, new)
+        tensors[key] = value
+    return tensors
+
+
+def test_names_that_promise_another_range_than_the_network_has(tmp_path: Path, shared_data: Path) -> None:
+    """A network that plainly works in other ranges than its names say is read as it works."""
+    tensors = torch.load(shared_data / "weights" / "leftthomas_srgan_x4_b5.pth", weights_only=True, map_location="cpu")
+    # The same function of an input in [-1, 1]: x/2 + 1/2 where it is taken in, but for the border.
+    weight = tensors["block1.0.weight"]
+    tensors["block1.0.weight"], tensors["block1.0.bias"] = (
+        weight / 2,
+        tensors["block1.0.bias"] + weight.sum((1, 2, 3)) / 2,
+    )
+    torch.save(tensors, tmp_path / "signed.pth")
+    info = weights.load(tmp_path / "signed.pth").info
+    assert (info.input_range, info.output_range, info.config["activation"]) == ((-1.0, 1.0), (-1.0, 1.0), "tanh")
+    assert "not as the leftthomas code has it" in info.assumptions[0]
+
+
+@pytest.mark.parametrize("late", [(), ("norm1",), ("prelu",), ("norm1", "norm2", "prelu")])
+def test_modules_that_are_registered_late_or_sorted(tmp_path: Path, late: tuple[str, ...]) -> None:
+    """A block registers what it likes when it likes, and a format may sort the parts of the network by their names."""
+    network = generator(bias=True)
+    names = {"head.0": "entry", "head.1": "entry_act", "skip.0": "join", "skip.1": "calm", "output": "exit"}
+    renamed = {}
+    for key, value in network.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        name = names.get(prefix, prefix.replace("body", "tower").replace("upsample", "grow"))
+        renamed[f"{name}.{leaf}"] = value
+    tensors: dict[str, Tensor] = {}
+    for wanted in (False, True):
+        for block in range(2):
+            for key, value in renamed.items():
+                if key.startswith(f"tower.{block}.") and (key.split(".")[2] in late) == wanted:
+                    tensors[key] = value
+    order = [key for key in renamed if not key.startswith("tower")]
+    at = order.index("join.weight")
+    tensors = {key: renamed[key] for key in (*order[:at], *tensors, *order[at:])}
+    for model in load_foreign(tmp_path, tensors):
+        for key, value in network.state_dict().items():
+            assert torch.equal(model.network.state_dict()[key], value)
+
+
+def test_an_order_that_is_not_clear_is_refused(tmp_path: Path) -> None:
+    network = generator(norm="none", skip_end="prelu")
+    parts = {"head.0": "c", "head.1": "d", "skip.0": "f", "skip.1": "b", "output": "g"}  # b or d may follow either
+    tensors = {}
+    for key, value in network.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        tensors[f"{parts.get(prefix, prefix)}.{leaf}"] = value
+    safetensors.torch.save_file(tensors, tmp_path / "unclear.safetensors")
+    with pytest.raises(WeightsError, match="not known"):
+        weights.load(tmp_path / "unclear.safetensors")
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -80,6 +235,15 @@ def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str, change:
                                   "discriminator.0.weight": torch.ones(2, 2)}},
         lambda t: {"model": {"state_dict": {f"module._orig_mod.{key}": value for key, value in t.items()}}},
         lambda t: {"step": torch.tensor(7), "generator": t, "discriminator": {"a.weight": torch.ones(1)}},
+        lambda t: {"g_state_dict": t, "d_state_dict": {"a.weight": torch.ones(1, 1, 1, 1)}},
+        lambda t: {"D": {"a.weight": torch.ones(1, 1, 1, 1)}, "G": t},
+        lambda t: {"disc": {"a.weight": torch.ones(1, 1, 1, 1)}, "gen_state": t},
+        lambda t: {"model": {key: value * 0 for key, value in t.items()}, "ema": t},
+        lambda t: {"ema": {"decay": 0.999}, "model": t},
+        lambda t: {"weights": {"net_G": t, "net_D": {"a.weight": torch.ones(1, 1, 1, 1)}}},
+        lambda t: {"state_dict": {**{f"net_G.{k}": v for k, v in t.items()}, "net_D.0.weight": torch.ones(2, 2)}},
+        lambda t: {"state_dict": {"D.0.weight": torch.ones(2, 2), **{f"G.{k}": v for k, v in t.items()}}},
+        lambda t: {"epoch": 9, "our_network": t, "optimizer": {"state": {0: {"exp_avg": torch.ones(1, 1, 1, 1)}}}},
     ],
 )  # fmt: skip
 def test_what_scripts_wrap_around_a_generator_is_removed(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -25,7 +26,7 @@ def bench(
     precision: Annotated[str, typer.Option(help="memory: auto, fp32 or bf16.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
     ] = None,
 ) -> None:
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
@@ -56,11 +57,22 @@ def bench(
         table = _memory_table(records, size)
     Console().print(table)
     if out is not None:
-        try:
-            with out.open("a") as file:
-                file.writelines(json.dumps(one) + "\n" for one in records)
-        except OSError as error:
-            raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
+        _append(out, "".join(json.dumps(one) + "\n" for one in records))
+
+
+def _append(out: Path, text: str) -> None:
+    """Add the lines to a file: all, or none."""
+    size = out.stat().st_size if out.is_file() else None
+    try:
+        with out.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if size is not None:
+                os.truncate(out, size)
+            elif out.is_file():
+                out.unlink()
+        raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
 
 
 def _frame_table(records: list[dict[str, Any]], size: str) -> Table:
