@@ -309,13 +309,13 @@ def _compact(tensors: Mapping[str, Tensor]) -> Recognised | None:
 
 
 def _msrresnet(tensors: Mapping[str, Tensor]) -> Recognised | None:
-    """MSRResNet of BasicSR (body.N, upconvN) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
+    """MSRResNet of BasicSR (body.N or recon_trunk.N, upconvN) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
     names = (
         (r"conv_first\.(\w+)", r"head.\1"),
-        (r"(?:body|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
+        (r"(?:body|recon_trunk|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
         (r"(?:upconv1|upsample1\.upsample_conv)\.(\w+)", r"upsample.0.\1"),
         (r"(?:upconv2|upsample2\.upsample_conv)\.(\w+)", r"upsample.1.\1"),
-        (r"conv_hr\.(\w+)", r"refine.\1"),
+        (r"(?:conv_hr|HRconv)\.(\w+)", r"refine.\1"),
         (r"conv_last\.(\w+)", r"output.\1"),
     )
     ours: dict[str, Tensor] = {}

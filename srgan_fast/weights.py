@@ -54,6 +54,23 @@ _PREFIXES = (
 _WRAPPERS = re.compile(r"(_orig_mod|module|model|net)\.")
 
 
+# What scripts save beside the weights, such as their options or a best score: read as nothing at all.
+_IGNORED = (
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
+)
+
+
+class _Ignored:
+    """Stands for an object in a checkpoint whose class is not looked at, let alone run."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class ModelInfo:
     """What a weights file says of its network.
@@ -209,7 +226,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     raise WeightsError(f"{member!r:.60} in {path} does not match its checksum: damaged; fetch it again")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle formats, which is not the user's concern
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         return _checked(path, unwrap(content, path.name)), {}
     except WeightsError:
         raise
@@ -311,6 +329,8 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             raise WeightsError(f"{key!r:.60} of {path} claims more numbers than the file holds; fetch it again")
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise WeightsError(f"{key!r:.60} of {path} holds NaN or infinity; take an earlier checkpoint")
+        if key.endswith(".running_var") and (value < 0).any():
+            raise WeightsError(f"{key!r:.60} of {path} holds a negative variance: damaged; fetch it again")
     return tensors
 
 
@@ -321,6 +341,8 @@ def _first_line(error: Exception) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
+    if "TorchScript" in str(error):
+        return f"{path} holds a TorchScript program, which would be run as code; save its state_dict alone"
     if isinstance(error, pickle.UnpicklingError):  # what torch says of it is a page of advice
         error = pickle.UnpicklingError("neither begins like one")
     hint = "; ncnn weights need their .param file beside them" if path.suffix == ".bin" else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import json
@@ -298,16 +299,16 @@ def test_compact_is_recognised(tmp_path: Path, scale: int, container: str) -> No
             assert torch.equal(weights.load(tmp_path / name).network(lr), compact(lr))
 
 
-@pytest.mark.parametrize("project", ["BasicSR", "mmagic"])
+@pytest.mark.parametrize("project", ["BasicSR", "BasicSR of 2019", "mmagic"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_msrresnet_is_recognised(tmp_path: Path, scale: int, project: str) -> None:
-    config = MSRResNetConfig(blocks=2, width=8, scale=scale, upsample_activation=project == "BasicSR")
+    config = MSRResNetConfig(blocks=2, width=8, scale=scale, upsample_activation=project != "mmagic")
     plain = MSRResNet(config).eval()
     for value in plain.parameters():
         torch.nn.init.normal_(value, std=0.2)
     names = {"head": "conv_first", "refine": "conv_hr", "output": "conv_last"}
     for stage in (0, 1):
-        names[f"upsample.{stage}"] = f"upconv{stage + 1}" if project == "BasicSR" else f"upsample{stage + 1}."
+        names[f"upsample.{stage}"] = f"upconv{stage + 1}" if project != "mmagic" else f"upsample{stage + 1}."
     tensors = {}
     for key, value in plain.state_dict().items():
         prefix, _, leaf = key.rpartition(".")
@@ -315,11 +316,13 @@ def test_msrresnet_is_recognised(tmp_path: Path, scale: int, project: str) -> No
         if project == "mmagic":
             name = name.replace("body", "trunk_net") + ("upsample_conv" if name.endswith(".") else "")
             name = f"generator.{name}"
+        if project.endswith("2019"):
+            name = name.replace("body", "recon_trunk").replace("conv_hr", "HRconv")
         tensors[f"{name}.{leaf}"] = value
-    torch.save({"params" if project == "BasicSR" else "state_dict": tensors}, tmp_path / "plain.pth")
+    torch.save({"state_dict" if project == "mmagic" else "params": tensors}, tmp_path / "plain.pth")
     lr = torch.rand(1, 3, 6, 5)
     model = weights.load(tmp_path / "plain.pth")
-    assert project in model.info.assumptions[0]
+    assert project.split()[0] in model.info.assumptions[0]
     with torch.inference_mode():
         got = model.network(lr)
         assert torch.equal(got, plain(lr))
@@ -397,6 +400,14 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "evil-was-run").exists()
 
 
+def test_options_and_scores_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    content = {"args": argparse.Namespace(out=Path("run"), scale=4), "best": np.float64(30.2), "epoch": np.int64(7)}
+    network = generator(**DIALECTS["goldhuang"][0])
+    torch.save({**content, "state_dict": foreign("goldhuang", network)}, tmp_path / "a.pth")
+    model = weights.load(tmp_path / "a.pth")
+    assert torch.equal(model.network.state_dict()["head.0.weight"], network.state_dict()["head.0.weight"])
+
+
 def test_numbers_that_a_file_claims_but_does_not_hold(tmp_path: Path) -> None:
     huge = {f"head.0.{leaf}": torch.zeros(1).expand(10**6, 3, 9, 9) for leaf in ("weight", "bias")}
     torch.save(huge, tmp_path / "huge.pth")
@@ -416,6 +427,21 @@ def test_numbers_that_are_not_numbers(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "nan.pth")
     with pytest.raises(WeightsError, match=r"body\.1\.norm2\.weight"):
         weights.load(tmp_path / "nan.pth")
+
+
+def test_a_variance_below_zero(tmp_path: Path) -> None:
+    tensors = generator().state_dict()
+    tensors["body.1.norm2.running_var"][3] = -1.0
+    torch.save(tensors, tmp_path / "negative.pth")
+    with pytest.raises(WeightsError, match="negative variance"):
+        weights.load(tmp_path / "negative.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(generator(), torch.rand(1, 3, 4, 4)).save(tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(WeightsError, match="state_dict alone"):
+        weights.load(tmp_path / "script.pt")
 
 
 @pytest.mark.parametrize(
