@@ -38,10 +38,12 @@ def rows_for(weight: Tensor, n: int, h: int, w: int) -> Rows | None:
     """What the two-kernel form needs for frames of a size, or None where one kernel is better.
 
     Two kernels pay where tensor cores want 64 outputs to be busy, which is sm_90 and sm_100, and where the sums of all
-    rows fit into such a block.
+    rows fit into such a block, and 32-bit offsets reach all sums of a frame.
     """
     taps, cin, outputs = weight.shape
     size = round(taps**0.5)
+    if h * w * size * outputs > launch.MOST_ELEMENTS:
+        return None
     if launch.nearest_architecture(architecture(weight.device)) not in (90, 100) or size == 1 or size * outputs > 64:
         return None
     across = weight.view(size, size, cin, outputs).permute(1, 2, 0, 3).reshape(size, cin, size * outputs)
