@@ -14,8 +14,8 @@ from srgan_fast.kernels import parity
 from srgan_fast.kernels.cases import Arguments, Case, in_double
 from srgan_fast.kernels.tail.reference import LEVELS
 
-# Values around a result that nobody may touch; a multiple of 16 bytes, so that the result stays aligned.
-_GUARD = 64
+# Values around a result that nobody may touch, a row of a case and more; the result stays aligned to 16 bytes.
+_GUARD = 4096
 
 
 @dataclass
