@@ -71,12 +71,18 @@ def choose(sm: int, processors: int, frames: int, height: int, width: int, cin: 
     known = nearest_architecture(sm)
     row = _TABLE[known]
     outputs = max(16, min(row.most_outputs, _power_of_two(cout)))
-    inputs = max(16, min(64 if itemsize <= 2 else 32, _power_of_two(cin)))
+    inputs = max(16, min(64 if itemsize == 2 else 16, _power_of_two(cin)))
     rows, warps = row.rows, row.num_warps
+    # Several blocks of inputs, and float32 without tensor cores, need registers for addresses and operands besides the
+    # sums: more threads share a tile, and float32 tiles are thin and fewer in flight, or some would spill.
+    stages = row.num_stages if itemsize == 2 else 2
+    if itemsize > 2 or (cin > inputs and outputs == row.most_outputs):
+        warps = 8
     while rows > 4 and _programs(frames, height, width, cout, rows, row.columns, outputs) < processors:
         rows, warps = rows // 2, max(4, warps // 2)
-    aligned = cin * itemsize % 16 == 0 and cin == inputs and cout % outputs == 0
-    return Tiles(rows, row.columns, outputs, inputs, warps, row.num_stages, known in _DESCRIPTORS and aligned)
+    # Descriptors feed tensor cores; with float32's larger tiles they would also pass the limit of shared memory.
+    fits = itemsize == 2 and cin == inputs and cout % outputs == 0
+    return Tiles(rows, row.columns, outputs, inputs, warps, stages, known in _DESCRIPTORS and fits)
 
 
 def tiles_for(x: torch.Tensor, cout: int) -> Tiles:

@@ -1,4 +1,4 @@
-"""What tests share: the command line, a small network, benchmark data, and what a missing GPU means."""
+"""What tests share: the command line, a small network, data, a missing GPU, the process of Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interpreter import Child, hand_back, wants_child
 
 ROOT = Path(__file__).resolve().parent.parent
+_CHILD = pytest.StashKey[Child]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +26,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         raise pytest.UsageError("SRGAN_FAST_REQUIRE_GPU=1, but torch sees no GPU")
     for item in marked:
         item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if not wants_child(item):
+        return None
+    stash = item.config.stash
+    if _CHILD not in stash:
+        stash[_CHILD] = Child([other for other in item.session.items if wants_child(other)])
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in stash[_CHILD].reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_HandBack(config))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _CHILD in config.stash:
+        config.stash[_CHILD].stop()
+
+
+class _HandBack:
+    """The hook of a report knows no configuration, so it is kept here."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        hand_back(self._config, report)
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,8 @@ def run(
         "num_stages": tiles.num_stages,
     }
     down, across, blocks = -(-h // tiles.rows), -(-w // tiles.columns), -(-cout // tiles.outputs)
-    if tiles.descriptors:
+    # A descriptor starts at a 16-byte word; a slice of a larger buffer may not.
+    if tiles.descriptors and not any(memory.data_ptr() % 16 for memory in (x, weight, residual_, out)):
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         window = [1, tiles.rows, tiles.columns]

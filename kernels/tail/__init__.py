@@ -15,7 +15,7 @@ from srgan_fast.kernels.contract import LEVELS, expect, output_for
 from srgan_fast.kernels.tail.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.tail.reference import tail as reference
 
-__all__ = ["BENCH_CASES", "CASES", "bytes_moved", "flops", "reference", "rows_weight", "run", "tail"]
+__all__ = ["BENCH_CASES", "CASES", "bytes_moved", "flops", "reference", "row_sums_fit", "rows_weight", "run", "tail"]
 
 _PIXELS = 64  # a program of the sum over rows
 
@@ -34,6 +34,11 @@ def rows_weight(weight: Tensor) -> Tensor | None:
         return None
     across = weight.view(size, size, cin, outputs).permute(1, 2, 0, 3)
     return across.reshape(size, cin, size * outputs).contiguous()
+
+
+def row_sums_fit(h: int, w: int, sums: int) -> bool:
+    """Whether 32-bit offsets reach the sums of a frame's rows, which can be more values than it has itself."""
+    return h * w * sums <= launch.MOST_ELEMENTS
 
 
 def run(
@@ -84,7 +89,7 @@ def run(
     picture["enable_fp_fusion"] = False
     base = x if base is None else base.contiguous()
     row_weight = rows_weight(weight) if row_weight is None else row_weight
-    if row_weight is not None:
+    if row_weight is not None and row_sums_fit(h, w, size * outputs):
         if row_sums is None:
             row_sums = x.new_empty(n, h, w, size * outputs, dtype=torch.float32)
         expect("row_sums", row_sums, n, h, w, size * outputs, dtype=torch.float32)
