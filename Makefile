@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test slow soak lint wheel clean
+.PHONY: demo test slow soak kernels lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ slow: $(READY)
 
 soak: $(READY)
 	SRGAN_FAST_SOAK=1 $(TEST_ENV) $(BIN)/python -m pytest
+
+# Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
+kernels: $(READY)
+	$(TEST_ENV) $(BIN)/python tests/kernel_table.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

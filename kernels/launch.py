@@ -34,24 +34,28 @@ class Tiles:
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of the table; `num_stages` tiles are in flight."""
+    """A line of the table; `num_stages` tiles are in flight.
+
+    Several blocks of inputs need registers for addresses besides the sums: a full tile of those takes `wide_num_warps`.
+    """
 
     rows: int
     columns: int
     most_outputs: int
     num_warps: int
+    wide_num_warps: int
     num_stages: int
 
 
 # By architecture: what fits its registers and shared memory without a spill (asserted ahead of time in the tests).
 # None of it has been tuned on a GPU yet.
 _TABLE = {
-    80: _Row(8, 16, 64, 4, 3),
-    86: _Row(8, 16, 64, 4, 3),
-    89: _Row(8, 16, 64, 4, 3),
-    90: _Row(8, 16, 128, 8, 4),
-    100: _Row(8, 16, 128, 8, 4),
-    120: _Row(8, 16, 64, 4, 3),
+    80: _Row(8, 16, 64, 4, 8, 3),
+    86: _Row(8, 16, 64, 4, 8, 3),
+    89: _Row(8, 16, 64, 4, 8, 3),
+    90: _Row(8, 16, 128, 8, 8, 4),
+    100: _Row(8, 16, 128, 8, 8, 4),
+    120: _Row(8, 16, 64, 4, 4, 3),
 }
 # Tensor descriptors degrade to plain loads with spills before sm_90, and gain nothing on sm_120.
 _DESCRIPTORS = (90, 100)
@@ -71,13 +75,13 @@ def choose(sm: int, processors: int, frames: int, height: int, width: int, cin: 
     known = nearest_architecture(sm)
     row = _TABLE[known]
     outputs = max(16, min(row.most_outputs, _power_of_two(cout)))
-    inputs = max(16, min(64 if itemsize == 2 else 16, _power_of_two(cin)))
-    rows, warps = row.rows, row.num_warps
-    # Several blocks of inputs, and float32 without tensor cores, need registers for addresses and operands besides the
-    # sums: more threads share a tile, and float32 tiles are thin and fewer in flight, or some would spill.
-    stages = row.num_stages if itemsize == 2 else 2
-    if itemsize > 2 or (cin > inputs and outputs == row.most_outputs):
-        warps = 8
+    inputs = max(16, min(64 if itemsize == 2 else 32, _power_of_two(cin)))
+    rows, warps, stages = row.rows, row.num_warps, row.num_stages
+    if itemsize > 2:
+        # Without tensor cores the operands need registers too: more threads share a tile, and fewer are in flight.
+        warps, stages = 8, 2
+    elif cin > inputs and outputs == row.most_outputs:
+        warps = row.wide_num_warps
     while rows > 4 and _programs(frames, height, width, cout, rows, row.columns, outputs) < processors:
         rows, warps = rows // 2, max(4, warps // 2)
     # Descriptors feed tensor cores; with float32's larger tiles they would also pass the limit of shared memory.
