@@ -14,15 +14,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from ahead_of_time import assumed
 from op_parity import judge, judge_backward
 
-from srgan_fast import kernels
+from srgan_fast import kernels, weights
+from srgan_fast.backends import fused
+from srgan_fast.errors import BackendUnavailable
 from srgan_fast.kernels import implicit_gemm
-from srgan_fast.kernels.cases import Case
+from srgan_fast.kernels.cases import Case, Draw
+from srgan_fast.model import CompactConfig, Generator, GeneratorConfig, SRVGGNetCompact
 
 
 @dataclass(frozen=True)
@@ -347,3 +352,86 @@ def test_every_op_has_mutations() -> None:
     assert {mutation.op for mutation in MUTATIONS} == set(kernels.OPS)
     for op, case in {(mutation.op, mutation.case) for mutation in MUTATIONS + BACKWARD}:
         case_of(op, case)
+
+
+# What a network's picture cannot show: it has only kernels that write the values outside of a frame over memory which
+# is written again before it is read. The guards around an op's own result show it.
+NOT_IN_A_PICTURE = ("one row written outside of the frame",)
+IN_NETWORK = [each for each in MUTATIONS if each.op != "pixelshuffle_prelu" and each.name not in NOT_IN_A_PICTURE]
+# Faults in what only the other network does: a frame added to the picture, more inputs than one block, values above 1.
+COMPACT = ("base of the next colour", "half of the inputs", "no clamp at one")
+
+
+def saved(network: torch.nn.Module, folder: Path, **ranges: Any) -> weights.Model:
+    """A model whose layers all matter to its picture, with slopes of every kind."""
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, torch.nn.PReLU):
+            module.weight.data.copy_(Draw("cpu", torch.float32).slopes(module.num_parameters + 5)[5:])
+        elif isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    weights.save(folder / "network.safetensors", network, name="network", recipe={}, **ranges)
+    return weights.load(folder / "network.safetensors")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> weights.Model:
+    """SRResNet with all that its kernels can do: PReLU before a residual, tanh, another input range."""
+    config = GeneratorConfig(blocks=1, width=16, norm="none", prelu="channel", skip_end="prelu", activation="tanh")
+    return saved(Generator(config), tmp_path, input_range=(-1.0, 1.0))
+
+
+@pytest.fixture
+def compact(tmp_path: Path) -> weights.Model:
+    """SRVGGNetCompact with more maps than a block of inputs."""
+    return saved(SRVGGNetCompact(CompactConfig(blocks=1, width=80, scale=2)), tmp_path)
+
+
+@everywhere
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.slow)])
+def test_the_whole_network_passes_its_self_check(
+    device: str, precision: str, network: weights.Model, compact: weights.Model, small_check: None
+) -> None:
+    for model in (network, compact):
+        for sm in (80, 90):
+            with assumed(sm), mock.patch.object(fused, "why_not_triton", return_value=None):
+                backend = fused.FusedBackend(model, device, precision)
+            assert all(outcome.passed for outcome in backend.check)
+
+
+# One of each kind always, the others with the long tests: each costs a run of the whole network.
+ALWAYS = ("one tap dropped", "one row unwritten", "one wrong slope")
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        pytest.param(each, id=identity(each), marks=() if each.name in ALWAYS else pytest.mark.slow)
+        for each in IN_NETWORK
+    ],
+)
+def test_the_self_check_refuses_a_broken_kernel(
+    mutation: Mutation,
+    device: str,
+    plant: Plant,
+    network: weights.Model,
+    compact: weights.Model,
+    small_check: None,
+) -> None:
+    if device == "cuda" and mutation.sm == 90 and kernels.architecture(torch.device(device)) not in (90, 100):
+        pytest.skip("this GPU takes the pointer kernels")
+    plant(mutation.op, mutation.old, mutation.new, mutation.shared)
+    with (
+        assumed(mutation.sm),
+        mock.patch.object(fused, "why_not_triton", return_value=None),
+        pytest.raises(BackendUnavailable, match="disagrees with eager"),
+    ):
+        fused.FusedBackend(compact if mutation.name in COMPACT else network, device, "fp16")
+
+
+@pytest.fixture
+def small_check(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that the interpreter manages in a second: every tap meets it, and its larger maps cross tiles."""
+    if device == "cpu":
+        monkeypatch.setattr(fused, "_CHECK_SIZE", (6, 9))

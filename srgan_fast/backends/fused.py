@@ -7,7 +7,6 @@ the host: what a caller holds is never a view of it.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast import graph
-from srgan_fast.backends.eager import EagerBackend
+from srgan_fast.backends.eager import EagerBackend, quantise
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.backends.program import Call, Program, Unsupported, bind, place, run_all, walk
 from srgan_fast.errors import BackendUnavailable, UsageError
@@ -35,6 +34,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _MOST_GRAPHS = 16
 # Odd, and larger than a tile of the kernels both ways, with pixels left over.
 _CHECK_SIZE = (21, 35)
+# Of the pixels of that check, how many may round the other way.
+_OFF_SHARE = 0.02
 
 
 def probe(device: str) -> Ok | Unavailable:
@@ -92,8 +93,8 @@ class FusedBackend:
             ready.replay()
             out.copy_(ready.pixels)
 
-    def _on_stream(self, frames: Tensor, out: Tensor) -> Any:
-        return nullcontext() if self.stream is None else graph.Ordered(self.stream, (frames, out))
+    def _on_stream(self, *tensors: Tensor) -> Any:
+        return nullcontext() if self.stream is None else graph.Ordered(self.stream, tensors)
 
     def _prepared(self, shape: torch.Size, dtype: torch.dtype) -> _Ready:
         n, h, w, _ = key = (*shape[:3], dtype)
@@ -129,34 +130,57 @@ class FusedBackend:
         return Footprint(trunk_bytes=taken, kept_bytes=0.0, tail_bytes=0.0, radius=radius, tail_radius=0, pixels=most)
 
     def _self_check(self, model: Model) -> tuple[Agreement, ...]:
-        """Hold this device's kernels against eager float32: with the tiles of a large frame, and of a small one."""
+        """Hold this device's kernels against eager float32: with the tiles of a large frame, and of a small one.
+
+        Two frames at once, over memory full of NaN: what one step leaves unwritten, or takes from the wrong frame,
+        reaches the picture. Then the same pixels as uint8, which must be the floats rounded.
+        """
         height, width = _CHECK_SIZE
-        reference = EagerBackend(model, str(self.device), "fp32")
-        frame = _check_frame(height, width).to(self.device)
-        shape = (1, height * self.info.scale, width * self.info.scale, 3)
+        frames = _check_frames(height, width).to(self.device)
+        shape = (len(frames), height * self.info.scale, width * self.info.scale, 3)
         want = torch.empty(shape, device=self.device)
-        reference.run(frame, want, band=height)
+        EagerBackend(model, str(self.device), "fp32").run(frames, want, band=height)
         outcomes = []
         for tiles, processors in (("large", 1), ("small", 1 << 30)):
-            got = torch.full(shape, math.nan, device=self.device)
             with launch.pretend(processors):
-                self.run(frame, got, band=height)
-            self._ready.clear()  # the next one is captured with other tiles
-            outcome = agree(got, want, self.precision)
-            if not outcome.passed:
+                self._poison(frames)
+                got = self._result(frames, shape, torch.float32)
+                outcome = agree(got, want, self.precision)
+                said = "" if outcome.passed else str(outcome)
+                if outcome.passed:
+                    pixels = self._result((frames * 255).round().to(torch.uint8), shape, torch.uint8)
+                    # A reduced precision may put a value on the other side of a rounding edge, but not many.
+                    off = (pixels.int() - quantise(got, torch.uint8).int()).abs()
+                    if off.max() > 1 or (off > 0).float().mean() > _OFF_SHARE:
+                        said = "its uint8 pixels are not its floats rounded"
+            self._ready.clear()  # the next ones are captured with other tiles
+            if said:
                 raise BackendUnavailable(
-                    f"backend fused disagrees with eager on this device ({tiles} tiles, {self.precision},"
-                    f" {outcome}); take eager, and report it with srgan-fast check --report"
+                    f"backend fused disagrees with eager on this device ({tiles} tiles, {self.precision}: {said});"
+                    " take eager, and report it with srgan-fast check --report"
                 )
             outcomes.append(outcome)
         return tuple(outcomes)
 
+    def _result(self, frames: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device=self.device)
+        self.run(frames, out, band=frames.shape[1])
+        return out
 
-def _check_frame(height: int, width: int) -> Tensor:
-    """A float frame with edges, slopes and noise, from black to white."""
+    def _poison(self, frames: Tensor) -> None:
+        """Fill the memory that a run of these frames will use with NaN."""
+        n, height, width, _ = frames.shape
+        with torch.inference_mode(), self._on_stream():
+            self.bound(n, height, width, frames.dtype)
+            self._memory.fill_(0xFF)
+
+
+def _check_frames(height: int, width: int) -> Tensor:
+    """Two float frames with edges, slopes and noise, from black to white, on the levels of uint8."""
     generator = torch.Generator().manual_seed(0)
     rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
     smooth = torch.stack([rows, columns, (rows * columns).sqrt()], -1)
-    noise = torch.rand(height, width, 3, generator=generator)
+    noise = torch.rand(2, height, width, 3, generator=generator)
     edges = ((rows * 5).floor() + (columns * 7).floor()).remainder(2)[..., None].expand(-1, -1, 3)
-    return (0.5 * smooth + 0.25 * noise + 0.25 * edges).clamp(0, 1)[None].contiguous()
+    both = torch.stack([0.5 * smooth + 0.25 * edges, 0.5 * (1 - smooth) + 0.25 * (1 - edges)]) + 0.25 * noise
+    return (both.clamp(0, 1) * 255).round() / 255
