@@ -148,6 +148,25 @@ def test_sums_of_rows_beyond_32_bit_offsets_are_not_made() -> None:
         assert tail.rows_weight(weight) is None
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row_weight": f(5, 256, 12)}, r"expected row_weight of shape \[5, 256, 60\], got \[5, 256, 12\]"),
+        (
+            {"row_weight": f(5, 256, 60, dtype=torch.float16)},
+            r"expected row_weight in torch.float32, got torch.float16",
+        ),
+        ({"row_sums": f(1, 17, 9, 60).transpose(1, 2)}, r"expected contiguous row_weight and row_sums, got strides"),
+        ({"row_sums": f(1, 9, 16, 60)}, r"expected row_sums of shape \[1, 9, 17, 60\], got \[1, 9, 16, 60\]"),
+        ({"row_sums": f(1, 9, 17, 60, dtype=torch.float16)}, r"expected row_sums in torch.float32, got torch.float16"),
+    ],
+)
+def test_what_the_two_kernel_tail_is_lent_has_to_fit(change: dict[str, Any], message: str) -> None:
+    pytest.importorskip("triton")
+    with assumed(90), pytest.raises(ValueError, match=message):
+        kernels.load("tail").run(**first_case("tail") | change)
+
+
 # ---- as torch sees them
 
 

@@ -92,7 +92,13 @@ def run(
     if row_weight is not None and row_sums_fit(h, w, size * outputs):
         if row_sums is None:
             row_sums = x.new_empty(n, h, w, size * outputs, dtype=torch.float32)
+        expect("row_weight", row_weight, size, cin, size * outputs, dtype=x.dtype)
         expect("row_sums", row_sums, n, h, w, size * outputs, dtype=torch.float32)
+        if not (row_weight.is_contiguous() and row_sums.is_contiguous()):
+            raise ValueError(
+                "expected contiguous row_weight and row_sums,"
+                f" got strides {list(row_weight.stride())} and {list(row_sums.stride())}"
+            )
         tiles = launch.tiles_for(x, size * outputs)
         spots = -(-h // tiles.rows) * -(-w // tiles.columns)
         kernel.tail_rows_pointer[(spots, -(-size * outputs // tiles.outputs), n)](
