@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test slow soak lint wheel clean
+.PHONY: demo test slow soak bench lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,10 @@ slow: $(READY)
 
 soak: $(READY)
 	SRGAN_FAST_SOAK=1 $(TEST_ENV) $(BIN)/python -m pytest
+
+# The same cases under pytest-benchmark: `make bench ARGS="--benchmark-compare"`; its options are in ARGS.
+bench: $(READY)
+	$(BIN)/python -m pytest bench/suite_frame.py bench/suite_kernel.py bench/suite_train.py $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

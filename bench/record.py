@@ -25,6 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 _CHECKOUT = (ROOT / "srgan_fast").is_dir()
 _SUFFIXES = {".py", ".cu", ".cuh", ".h"}
 
+# Whose versions a speed may depend on.
+_PACKAGES = ("triton", "tensorrt", "onnxruntime", "openvino", "spandrel")
+
 # One process, one value: both sides of a ratio must carry the same.
 RUN = uuid.uuid4().hex[:12]
 
@@ -81,7 +84,7 @@ def environment() -> dict[str, Any]:
         **_gpu(),
         "cuda": torch.version.cuda,
         "torch": str(torch.__version__),
-        **{package: _version(package) for package in ("triton", "tensorrt")},
+        **{package: _version(package) for package in _PACKAGES},
         "python": platform.python_version(),
         "commit": _git("rev-parse", "HEAD") if own else None,
         "dirty": None if status is None else bool(status),
