@@ -99,8 +99,9 @@ def test_a_record_is_json_with_an_id() -> None:
     assert wanted | {"dirty", "sources"} <= set(one["env"])
 
 
-def test_no_checkout_no_claim_of_a_clean_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without git, or inside a repository that is another's, nothing can be said of the tree."""
+def test_no_checkout_no_claim_of_a_clean_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without git or a stamp, or inside a repository that is another's, nothing can be said of the tree."""
+    monkeypatch.setattr(records_module, "STAMP", tmp_path / "stamp.json")
     records_module.environment.cache_clear()
     for answer in (None, "/somewhere/else"):
         monkeypatch.setattr(records_module, "_git", lambda *_, said=answer: said)
