@@ -41,20 +41,31 @@ def float32(device: str, *, tf32: bool = False) -> Iterator[None]:
         cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = saved
 
 
-def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """The most that one call holds beyond what was held before it; None where the system does not say."""
+def rest_bytes(device: str) -> int:
+    """What this process holds on the device while nothing runs, freed memory given back first."""
+    if not is_cuda(device):
+        return resident_bytes()
+    synchronise(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def peak_bytes(run: Callable[[], object], device: str, since: int) -> int | None:
+    """The most that is held while `run` is called, beyond what `rest_bytes` was before it was made ready.
+
+    On a GPU what is reserved, not what is allocated: the pool of a captured graph is the graph's as long as it lives,
+    whether a tensor lies in it at the moment or not. None where the system does not say.
+    """
     if is_cuda(device):
-        synchronise(device)
-        before = torch.cuda.memory_allocated(device)
+        rest_bytes(device)
         torch.cuda.reset_peak_memory_stats(device)
         run()
         synchronise(device)
-        return torch.cuda.max_memory_allocated(device) - before
+        return torch.cuda.max_memory_reserved(device) - since
     try:
         # Linux forgets the high-water mark of a process that writes 5 here.
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    before = resident_bytes()
     run()
-    return max(0, peak_resident_bytes() - before)
+    return max(0, peak_resident_bytes() - since)

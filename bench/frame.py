@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from srgan_fast.backends import BACKENDS
 from srgan_fast.backends.probe import Ok
 from srgan_fast.bench import ceiling, peers
-from srgan_fast.bench.device import float32, is_cuda, peak_bytes, synchronise
+from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, synchronise
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
@@ -77,6 +77,7 @@ def measure(
     made: dict[Key, dict[str, Any]] = {}
     results: dict[Key, NDArray[np.uint8]] = {}
     for key, make in waiting.items():
+        rest = rest_bytes(device)
         start = time.perf_counter()
         try:
             run = make()
@@ -91,7 +92,7 @@ def measure(
         synchronise(device)
         first_ms = (time.perf_counter() - start) * 1e3
         results[key] = result.cpu().numpy()
-        made[key] = {"compile_s": compile_s, "first_ms": first_ms, "peak_bytes": peak_bytes(run, device)}
+        made[key] = {"compile_s": compile_s, "first_ms": first_ms, "peak_bytes": peak_bytes(run, device, rest)}
         for _ in range(_WARM_UP if is_cuda(device) else 0):
             run()
     calls = {key: calls_for(run, device) for key, run in candidates.items()}

@@ -61,7 +61,9 @@ def parity(emit: Emit) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         # Warnings of a newer or older PyTorch are no failure of a kernel.
-        options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        # A file that needs what is not installed fails by itself.
+        options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        options.append(f"--junitxml={report}")
         subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment, check=False)
         if not report.is_file():
             raise ParityError("expected a report from pytest, got none; see what it printed")
@@ -308,7 +310,7 @@ _OTHERS = ((128, 128), (320, 180), (640, 360), (1920, 1080))
 _WEIGHTS = ("safetensors",)
 
 PARTS = (
-    Part("parity", parity, 90, ("pytest", "triton", *_WEIGHTS)),
+    Part("parity", parity, 90, ("pytest", "triton")),
     Part("op_parity", op_parity, 60, ("triton",)),
     Part("ceilings", ceilings, 15),
     Part("frame_480x270", frames([_TO_1080P]), 30, _WEIGHTS),

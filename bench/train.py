@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srgan_fast.bench import ceiling
-from srgan_fast.bench.device import float32, is_cuda, peak_bytes, synchronise
+from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, synchronise
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
@@ -58,12 +58,13 @@ def measure(stage: str, size: str, runs: int, device: str) -> list[dict[str, Any
     first: dict[Key, list[dict[str, float]]] = {}
     with float32(device):
         for key, make in waiting.items():
+            rest = rest_bytes(device)
             step = candidates[key] = make()
             start = time.perf_counter()
             first[key] = [_numbers(step())]
             first_ms = (time.perf_counter() - start) * 1e3
             first[key] += [_numbers(step()) for _ in range(_STEPS_HELD - 1)]
-            made[key] = {"first_ms": first_ms, "peak_bytes": peak_bytes(step, device)}
+            made[key] = {"first_ms": first_ms, "peak_bytes": peak_bytes(step, device, rest)}
         calls = {key: calls_for(step, device) for key, step in candidates.items()}
         samples = interleave(candidates, runs, device=device, calls=calls)
     synchronise(device)

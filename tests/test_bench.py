@@ -291,6 +291,16 @@ def test_a_sound_record_proves_a_claim(clean: dict[str, Record], fast: Record) -
     assert row.startswith(f"| faster | at least 1.5 | 2.00 | proven, `{fast['id']}`")
 
 
+def test_a_claim_may_name_its_gpu(clean: dict[str, Record], fast: Record) -> None:
+    for one in clean.values():
+        one["env"]["gpu"] = "NVIDIA H100 80GB HBM3"
+        one["id"] = content_id(one)
+    records = {one["id"]: one for one in clean.values()}
+    assert judge(claim(fast, needs={"gpu": "H100"}), records).status == "proven"
+    with pytest.raises(ValueError, match="something else"):
+        judge(claim(fast, needs={"gpu": "H200"}), records)
+
+
 def test_changed_sources_make_a_claim_stale(
     clean: dict[str, Record], fast: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:

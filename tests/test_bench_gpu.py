@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import torch
 
 from srgan_fast.bench import gpu, parts
 from srgan_fast.bench import record as records_module
-from srgan_fast.bench.claims import verify
+from srgan_fast.bench.claims import judge, load_claims, verify
 from srgan_fast.bench.record import ROOT, content_id, record
 from srgan_fast.errors import InputError, ParityError
 
@@ -241,6 +242,17 @@ def test_a_check_that_fails_leaves_no_figure() -> None:
     with pytest.raises(ParityError, match="held_bytes"):
         parts._check(found.append, "x", {"held_bytes": [1, 2]}, passed=False)
     assert [one["derived"] for one in found] == [{"failed": 0, "host_syncs": 0}, {}, {}, {}]
+
+
+def test_a_check_proves_a_claim() -> None:
+    found: list[dict[str, Any]] = []
+    parts._check(found.append, "memory_flat", {"held_bytes": [7, 7]})
+    one = found[0]
+    one["env"] |= {"dirty": False, "gpu": "NVIDIA H100"}
+    one["id"] = content_id(one)
+    promised = next(claim for claim in load_claims() if claim.name == "memory_flat")
+    verdict = judge(dataclasses.replace(promised, record=one["id"]), {one["id"]: one})
+    assert (verdict.status, verdict.value) == ("proven", 0.0)
 
 
 @pytest.mark.filterwarnings("ignore")

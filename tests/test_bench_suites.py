@@ -154,7 +154,7 @@ def test_ops_are_timed_beside_their_parity() -> None:
     found = kernel.measure({"doubling": Doubling()}, 5, 7, 3, "cpu", batch=2)
     assert [(one["name"], one["impl"], one["case"]) for one in found] == [
         ("doubling", "reference", "whole"),
-        ("doubling", "kernel", "whole"),
+        ("doubling", "run", "whole"),
     ]
     assert found[1]["flops"] == 70
     assert found[1]["quality"]["max_error"] <= found[1]["quality"]["max_allowed"]
@@ -207,6 +207,7 @@ def test_bench_all_runs_every_suite(
     bench(model=tiny, suite="all", size="7x9,20x5", batch="1,2", runs=1, out=out)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert {one["suite"] for one in lines} == {"ceiling", "kernel", "frame", "train", "memory"}
+    assert len({one["id"] for one in lines}) == len(lines)
     shapes = {(one["shape"]["w"], one["shape"]["h"], one["shape"]["n"]) for one in lines if one["suite"] == "frame"}
     assert shapes == {(7, 9, 1), (20, 5, 1), (7, 9, 2), (20, 5, 2)}
     printed = capsys.readouterr().out
