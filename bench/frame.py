@@ -208,6 +208,8 @@ def _plain(model: Model, frames: Tensor, precision: str, layout: torch.memory_fo
         with torch.inference_mode(), float32(device, tf32=precision == "tf32"):
             while True:
                 try:
+                    if at_once[0] == len(frames):
+                        return upscale(frames)
                     return torch.cat([upscale(some) for some in torch.split(frames, at_once[0])])
                 except torch.OutOfMemoryError:
                     # What anyone would do whose batch does not fit.

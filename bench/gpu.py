@@ -34,7 +34,7 @@ from srgan_fast.bench.table import Table, ceiling_line, speed_tables
 from srgan_fast.errors import BackendUnavailable, InputError, Interrupted, OutputError, SRGANFastError, UsageError
 
 RESULTS = ROOT / "bench" / "results"
-PASSED = "passed"
+PASSED, _STOPPED = "passed", "not run: stopped by the user"
 _NOT_HERE = 3  # the exit code of a child whose part cannot run on this machine
 _LAST_LINES = 30
 
@@ -55,7 +55,7 @@ def run(table: ModuleType, names: Sequence[str], file: Path, budget_s: float) ->
         start = time.monotonic()
         missing = [package for package in part.packages if find_spec(package) is None]
         if stopped:
-            said = "not run: stopped by the user"
+            said = _STOPPED
         elif missing:
             said = f"failed: needs {', '.join(missing)}, which is not installed"
         elif end - start < part.seconds:
@@ -65,7 +65,7 @@ def run(table: ModuleType, names: Sequence[str], file: Path, budget_s: float) ->
             try:
                 said = _in_child(table, name, file, min(part.limit_s, end - start))
             except KeyboardInterrupt:
-                stopped, said = True, "failed: stopped by the user"
+                stopped, said = True, _STOPPED
         gate = {"p": "pass", "f": "fail", "n": "not run"}[said[0]]
         outcome = record(
             "gpu", name, outcome=said, seconds=time.monotonic() - start, raw={}, derived={}, quality={"gate": gate}
@@ -168,7 +168,7 @@ def _whole_run(asked: argparse.Namespace) -> int:
     for speeds, first in speed_tables(records):
         print(speeds.text() + ceiling_line(one for one in records if one["run"] == first["run"]))
     print(summary(table, records))
-    if any(one["outcome"].endswith("stopped by the user") for one in outcomes):
+    if any(one["outcome"] == _STOPPED for one in outcomes):
         return Interrupted.exit_code
     last = {one["name"]: one["quality"]["gate"] for one in records if one["suite"] == "gpu"}
     return int("fail" in last.values())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from srgan_fast.bench import ceiling
-from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, synchronise
+from srgan_fast.bench.device import float32, peak_bytes, rest_bytes, synchronise
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
@@ -122,8 +122,6 @@ def _networks(config: TrainConfig, device: str) -> _Networks:
         for conv in features.modules():
             if isinstance(conv, nn.Conv2d):
                 nn.init.kaiming_normal_(conv.weight)
-        if is_cuda(device):
-            features = features.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         content = losses.PerceptualLoss(features, config.vgg_reduction)
     discriminator = Discriminator().to(device) if config.stage == "srgan" else None
     return _Networks(Generator(config.generator).to(device), discriminator, content)

@@ -141,6 +141,20 @@ def test_the_budget_ends_and_the_run_goes_on_later(fakes: ModuleType, tmp_path: 
     assert len(list(tmp_path.glob("gpu-*.jsonl"))) == 1
 
 
+def test_a_user_may_stop_it(fakes: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(table: ModuleType, name: str, file: Path, limit_s: float) -> str:
+        if name == "last":
+            raise KeyboardInterrupt
+        return "passed"
+
+    monkeypatch.setattr(gpu, "_in_child", stop)
+    assert gpu.main(["--table", "fake_parts", "--out", str(tmp_path), "--parts", "bad,last,good"]) == 130
+    (file,) = tmp_path.glob("gpu-*.jsonl")
+    said = "not run: stopped by the user"
+    assert outcomes(file) == {"bad": "passed", "last": said, "good": said}
+    assert gpu.unfinished(file, fakes)[-1] == "last"
+
+
 def test_one_file_is_one_state_of_the_sources(fakes: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "gpu-old.jsonl"
     for content, said in (("", "no outcome in it"), ("{", "the records of a run"), (None, "the records of a run")):
