@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test slow soak kernels lint wheel clean
+.PHONY: demo test slow soak kernels bench gpu gpu-stamp lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +29,20 @@ soak: $(READY)
 # Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
 kernels: $(READY)
 	$(TEST_ENV) $(BIN)/python tests/kernel_table.py
+
+# The same cases under pytest-benchmark: `make bench ARGS="--benchmark-compare"`; its options are in ARGS.
+bench: $(READY)
+	$(BIN)/python -m pytest bench/suite_frame.py bench/suite_kernel.py bench/suite_train.py $(ARGS)
+
+# Everything that needs a GPU, on any machine with torch, triton and pytest: nothing is installed. Its options are in
+# ARGS, such as ARGS="--budget-s 300 --parts parity,ceilings".
+gpu:
+	@if [ -e .git ]; then PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp; fi
+	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu $(ARGS)
+
+# Before a copy without .git goes to a GPU machine: notes the commit in bench/results/stamp.json, which has to go along.
+gpu-stamp:
+	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp
 
 lint: $(READY)
 	$(BIN)/ruff check .

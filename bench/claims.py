@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
 from srgan_fast.bench.memory import derive
 from srgan_fast.bench.record import content_id, latency, source_digest
 
@@ -37,7 +38,7 @@ class Claim:
     evidence: str
     at_least: float = -math.inf
     at_most: float = math.inf
-    needs: dict[str, bool] = field(default_factory=dict)
+    needs: dict[str, bool | str] = field(default_factory=dict)
 
     @property
     def bar(self) -> str:
@@ -108,11 +109,23 @@ def verify(one: Record, records: Iterable[Record]) -> None:
             raise ValueError(f"{name}: expected measured < peak, got {raw}")
         _agree(name, one["derived"], derive(raw))
         return
-    times = _recomputed(one)
-    base = next((other for other in records if _is_baseline(other, one)), None)
-    if base is None:
-        raise ValueError(f"{name}: expected the baseline {one['baseline']} of run {one['run']}, got none; keep both")
-    _agree(name, one["derived"], {"fps": 1e3 / times["p50"], "speedup": _recomputed(base)["p50"] / times["p50"]})
+    if one["suite"] in ("gpu", "parts"):
+        _agree(name, one["derived"], checked_figures(one["raw"]))
+        return
+    _recomputed(one)
+    if one["suite"] == "ceiling":
+        _agree(name, one["derived"], ceiling_figures(one))
+        return
+    run = [other for other in records if other["run"] == one["run"]]
+    beside = [other for other in run if other["suite"] == one["suite"] and _took_turns(other, one)]
+    ceilings = [other for other in run if other["suite"] == "ceiling"]
+    for other in (*beside, *ceilings):
+        _recomputed(other)
+    try:
+        follows = timed_figures(one, beside, ceilings)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error} of run {one['run']}") from None
+    _agree(name, one["derived"], follows)
 
 
 def judge(claim: Claim, records: dict[str, Record]) -> Verdict:
@@ -126,9 +139,9 @@ def judge(claim: Claim, records: dict[str, Record]) -> Verdict:
         raise ValueError(f"claim {claim.name}: expected a record {claim.record} in results/, got none; or say unproven")
     one = records[claim.record]
     verify(one, records.values())
-    said = {**one["shape"], **one, "suite": one["suite"]}
+    said = {**one.get("shape", {}), **one}
     wrong = {key: said.get(key) for key, want in {**claim.where, "suite": claim.suite}.items() if said.get(key) != want}
-    wrong |= {key: one["env"][key] for key, want in claim.needs.items() if bool(one["env"][key]) != want}
+    wrong |= {key: one["env"][key] for key, want in claim.needs.items() if _lacks(one["env"][key], want)}
     if wrong:
         raise ValueError(f"claim {claim.name}: record {claim.record} is of something else: {wrong}")
     if claim.quantity not in one["derived"]:
@@ -140,9 +153,13 @@ def judge(claim: Claim, records: dict[str, Record]) -> Verdict:
     return Verdict(claim, "proven" if current else "stale", value, one)
 
 
-def _is_baseline(other: Record, one: Record) -> bool:
-    same = all(other.get(key) == one.get(key) for key in ("run", "suite", "name", "weights", "shape"))
-    return same and other["impl"] == one["baseline"]
+def _took_turns(other: Record, one: Record) -> bool:
+    return all(other.get(key) == one.get(key) for key in ("name", "weights", "shape", "case"))
+
+
+def _lacks(said: Any, want: bool | str) -> bool:
+    """Whether an environment is not the one that a claim is about: there or not, or by a part of its name."""
+    return want not in str(said) if isinstance(want, str) else bool(said) != want
 
 
 def _recomputed(one: Record) -> dict[str, Any]:
@@ -155,6 +172,9 @@ def _recomputed(one: Record) -> dict[str, Any]:
 
 
 def _agree(name: str, said: dict[str, Any], follows: dict[str, Any]) -> None:
+    if set(said) != set(follows):
+        odd = ", ".join(sorted(set(said) ^ set(follows)))
+        raise ValueError(f"{name}: expected figures for which the raw numbers are there, got {odd}; keep the whole run")
     for key, value in follows.items():
         if key != "samples" and not math.isclose(said[key], value, rel_tol=1e-9):
             raise ValueError(f"{name}: expected {key} = {value} from its samples, got {said[key]}")

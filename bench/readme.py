@@ -1,27 +1,43 @@
-"""Writes the tables of the README from the claims and the committed records: python -m srgan_fast.bench.readme"""
+"""Writes the tables and the plot of the README, and all tables in docs/measurements.md, from the committed records.
+
+usage: python -m srgan_fast.bench.readme [--check]
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from itertools import groupby
+from pathlib import Path
 
+from srgan_fast.bench import plot
 from srgan_fast.bench.claims import Record, Verdict, judge, load_claims, load_records, verify
 from srgan_fast.bench.record import ROOT, source_digest
+from srgan_fast.bench.table import ceiling_line, shape_of, speed_tables, timed_together
 
 README = ROOT / "README.md"
+PLOT, EVERYTHING = ROOT / "docs" / "speed.png", ROOT / "docs" / "measurements.md"
 BEGIN, END = "<!-- made by bench/readme.py: begin -->", "<!-- made by bench/readme.py: end -->"
 
 
-def tables() -> str:
-    """The status of every claim, and the speeds of every run in bench/results.
+def tables(records: dict[str, Record]) -> str:
+    """The status of every claim, and what every run in bench/results found.
 
     Raises:  ValueError where a claim or a record does not hold
     """
-    records = load_records()
     for one in records.values():
         verify(one, records.values())
-    return claim_table([judge(claim, records) for claim in load_claims()]) + speed_tables(records.values())
+    text = claim_table([judge(claim, records) for claim in load_claims()])
+    if timed_together(records.values()):
+        text += f"\n![speed-ups of each implementation]({PLOT.relative_to(ROOT).as_posix()})\n"
+    # A README is read: single frames there, batches, kernels and training in the page that has everything.
+    single = [one for one in records.values() if one["suite"] in ("frame", "ceiling") and _is_single(one)]
+    return text + speeds(single) + gpu_runs(records.values())
+
+
+def everything(records: dict[str, Record]) -> str:
+    """The page of all measurements."""
+    head = "# Measurements\n\nMade by `python -m srgan_fast.bench.readme` from the records in `bench/results/`.\n"
+    return head + speeds(records.values())
 
 
 def claim_table(verdicts: Iterable[Verdict]) -> str:
@@ -38,27 +54,29 @@ def claim_table(verdicts: Iterable[Verdict]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def speed_tables(records: Iterable[Record]) -> str:
-    """One table a run of the frame suite; a red gate shows no speed."""
-    text = ""
-    frames = sorted((one for one in records if one["suite"] == "frame"), key=lambda one: (one["time"], one["run"]))
-    for _, group in groupby(frames, key=lambda one: one["run"]):
-        run = sorted(group, key=lambda one: (one["impl"] != one["baseline"], one["impl"], one["dtype"] != "fp32"))
-        shape, env = run[0]["shape"], run[0]["env"]
-        stale = "" if env["sources"] == source_digest("frame") else "; stale: the sources have changed since"
-        text += f"\n{run[0]['name']}, {shape['w']}x{shape['h']} LR, {_on(run[0])}, {env['threads']} threads,"
-        text += f" torch {env['torch']}{stale}:\n\n"
-        text += "| implementation | p50 ms | frames/s | speed-up | PSNR against plain | record |\n"
-        text += "|---|---|---|---|---|---|\n"
-        for one in run:
-            psnr, derived = one["quality"]["psnr_db_vs_plain"], one["derived"]
-            quality = "equal" if psnr is None else f"{psnr:.1f} dB"
-            if one["quality"]["gate"] == "pass":
-                speed = f"{one['latency_ms']['p50']:.1f} | {derived['fps']:.2f} | {derived['speedup']:.2f}"
-            else:
-                speed, quality = "- | - | -", f"{quality}, gate failed"
-            text += f"| {one['impl']} {one['dtype']} | {speed} | {quality} | `{one['id']}` |\n"
+def speeds(records: Iterable[Record]) -> str:
+    """One table for everything that was timed together; a red gate shows no speed."""
+    text, known = "", list(records)
+    for table, first in speed_tables(known, with_ids=True):
+        env = first["env"]
+        stale = "" if env["sources"] == source_digest(first["suite"]) else "; stale: the sources have changed since"
+        text += f"\n{shape_of(first)}, {_on(first)}, {env['threads']} threads, torch {env['torch']}{stale}:\n\n"
+        text += table.markdown()
+        if line := ceiling_line(one for one in known if one["run"] == first["run"]):
+            text += f"\n{line[0].upper()}{line[1:].strip()}.\n"
     return text
+
+
+def gpu_runs(records: Iterable[Record]) -> str:
+    """What each part of a `make gpu` came to, the last word on each; what was not reached says so."""
+    last: dict[tuple[str, str], Record] = {}
+    for one in records:
+        if one["suite"] == "gpu":
+            last[str(one["env"]["gpu"]), one["name"]] = one
+    if not last:
+        return ""
+    rows = [f"| {one['name']} | {one['outcome']} | {_on(one)} |\n" for one in last.values()]
+    return "\n| part of `make gpu` | outcome | where |\n|---|---|---|\n" + "".join(rows)
 
 
 def filled(text: str) -> str:
@@ -70,7 +88,24 @@ def filled(text: str) -> str:
         raise ValueError(f"expected {BEGIN} and {END} once each in {README}")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{tables()}{END}{after}"
+    return f"{before}{BEGIN}\n{tables(load_records())}{END}{after}"
+
+
+def draw(records: dict[str, Record], path: Path = PLOT) -> None:
+    """Draw the plot, unless it shows these records already.
+
+    Raises:  UsageError if it has to be drawn and matplotlib is missing
+    """
+    if plot.is_fresh(records.values(), path):
+        return
+    if timed_together(records.values()):
+        plot.draw(records.values(), path)
+    else:
+        path.unlink()
+
+
+def _is_single(one: Record) -> bool:
+    return bool(one["suite"] == "ceiling" or one["shape"]["n"] == 1)
 
 
 def _on(one: Record) -> str:
@@ -79,13 +114,15 @@ def _on(one: Record) -> str:
 
 
 def main() -> None:
-    """Write the README, or with --check only say whether it is fresh."""
+    """Write the README and its plot, or with --check only say whether they are fresh."""
     old = README.read_text()
-    new = filled(old)
+    new, records = filled(old), load_records()
     if "--check" in sys.argv[1:]:
-        if new != old:
-            sys.exit("README.md does not match bench/results; run python -m srgan_fast.bench.readme")
+        if new != old or EVERYTHING.read_text() != everything(records) or not plot.is_fresh(records.values(), PLOT):
+            sys.exit("README.md, or what it shows, does not match bench/results; run python -m srgan_fast.bench.readme")
         return
+    draw(records)
+    EVERYTHING.write_text(everything(records))
     README.write_text(new)
 
 

@@ -19,11 +19,17 @@ from typing import Any
 
 import torch
 
+from srgan_fast.errors import OutputError
+
 # In a checkout the parent of bench/, srgan_fast/ and kernels/; in an installed package, which has the two inside,
 # the package itself.
 ROOT = Path(__file__).resolve().parent.parent
 _CHECKOUT = (ROOT / "srgan_fast").is_dir()
 _SUFFIXES = {".py", ".cu", ".cuh", ".h"}
+STAMP = ROOT / "bench" / "results" / "stamp.json"
+
+# Whose versions a speed may depend on.
+_PACKAGES = ("triton", "tensorrt", "onnxruntime", "openvino", "spandrel")
 
 # One process, one value: both sides of a ratio must carry the same.
 RUN = uuid.uuid4().hex[:12]
@@ -53,9 +59,14 @@ def record(suite: str, name: str, **fields: Any) -> dict[str, Any]:
         **fields,
         "env": {**environment(), "sources": source_digest(suite)},
         # A record is published: of a path only the name, not where its owner keeps it.
-        "command": " ".join(["srgan-fast", *(Path(word).name if os.sep in word else word for word in sys.argv[1:])]),
+        "command": " ".join([_program(), *(Path(word).name if os.sep in word else word for word in sys.argv[1:])]),
     }
     return {"id": content_id(content), **content}
+
+
+def _program() -> str:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name}" if spec is not None and spec.name.startswith("srgan_fast.") else "srgan-fast"
 
 
 def content_id(content: dict[str, Any]) -> str:
@@ -68,11 +79,7 @@ def content_id(content: dict[str, Any]) -> str:
 def environment() -> dict[str, Any]:
     """What a speed depends on: machine, versions, commit. `dirty` is None where no checkout can say."""
     capability = torch.backends.cpu.get_cpu_capability()
-    top = _git("rev-parse", "--show-toplevel")
-    # An installed package may lie inside a repository that is not its own.
-    own = _CHECKOUT and top is not None and Path(top).resolve() == ROOT
-    # Records are no sources: writing the first must not make the second dirty.
-    status = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results") if own else None
+    commit, dirty = _state() or _stamped() or (None, None)
     return {
         "cpu": _cpu_name(),
         "cpu_capability": capability,
@@ -81,11 +88,52 @@ def environment() -> dict[str, Any]:
         **_gpu(),
         "cuda": torch.version.cuda,
         "torch": str(torch.__version__),
-        **{package: _version(package) for package in ("triton", "tensorrt")},
+        **{package: _version(package) for package in _PACKAGES},
         "python": platform.python_version(),
-        "commit": _git("rev-parse", "HEAD") if own else None,
-        "dirty": None if status is None else bool(status),
+        "commit": commit,
+        "dirty": dirty,
     }
+
+
+def write_stamp() -> str:
+    """Note the commit of this checkout and whether it is clean, for a copy of it that has no .git; returns the note.
+
+    Raises:  OutputError where git cannot say
+    """
+    state = _state()
+    if state is None:
+        raise OutputError("expected a git checkout to stamp, got none; run make gpu-stamp where the .git is")
+    note = json.dumps({"commit": state[0], "dirty": state[1], "files": _tree_digest()})
+    STAMP.write_text(note + "\n")
+    return note
+
+
+def _state() -> tuple[str | None, bool] | None:
+    """The commit of this checkout and whether its files differ from it; None where git cannot say."""
+    top = _git("rev-parse", "--show-toplevel")
+    # An installed package may lie inside a repository that is not its own.
+    if not _CHECKOUT or top is None or Path(top).resolve() != ROOT:
+        return None
+    # Records are no sources: writing the first must not make the second dirty.
+    status = _git("status", "--porcelain", "--", ".", ":(exclude)bench/results")
+    return None if status is None else (_git("rev-parse", "HEAD"), bool(status))
+
+
+def _stamped() -> tuple[str | None, bool] | None:
+    """The same from the stamp; files that are not those that were stamped are changes."""
+    if not _CHECKOUT or not STAMP.is_file():
+        return None
+    note = json.loads(STAMP.read_text())
+    return note["commit"], note["dirty"] or note["files"] != _tree_digest()
+
+
+def _tree_digest() -> str:
+    total = hashlib.sha256()
+    for folder in ("bench", "kernels", "srgan_fast", "tests"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in _SUFFIXES and path.is_file():
+                total.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
 
 
 @cache

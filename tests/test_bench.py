@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from srgan_fast import weights
-from srgan_fast.bench import claims, frame, memory, readme
+from srgan_fast.bench import ceiling, claims, frame, memory, plot, readme
 from srgan_fast.bench import record as records_module
 from srgan_fast.bench.claims import Claim, judge, load_claims, load_records, verify
+from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import ROOT, content_id, latency, record, source_digest, sources_behind
 from srgan_fast.bench.timer import interleave
 from srgan_fast.cli.bench import _append, bench
@@ -44,21 +45,21 @@ def measured(tiny: str) -> list[Record]:
 @pytest.fixture
 def clean(measured: list[Record]) -> dict[str, Record]:
     """The measured records as they would be from a clean tree, through JSON as in a file."""
-    found = {}
-    for one in json.loads(json.dumps(measured)):
-        one["env"]["dirty"] = False
+    ceilings, frames = json.loads(json.dumps([ceiling.measure("cpu"), measured]))
+    for one in frames:
         # Twice as fast as plain, whatever the machine did meanwhile.
         one["latency_ms"] = latency([8.0, 10.0, 12.0] if one["impl"] == "plain" else [4.0, 5.0, 6.0])
-        p50 = one["latency_ms"]["p50"]
-        one["derived"] = {"fps": 1e3 / p50, "speedup": 10.0 / p50}
+    for one in frames:
+        one["derived"] = timed_figures(one, frames, ceilings)
+    for one in [*ceilings, *frames]:
+        one["env"]["dirty"] = False
         one["id"] = content_id(one)
-        found[one["id"]] = one
-    return found
+    return {one["id"]: one for one in [*ceilings, *frames]}
 
 
 @pytest.fixture
 def fast(clean: dict[str, Record]) -> Record:
-    return next(one for one in clean.values() if (one["impl"], one["dtype"]) == ("eager", "fp32"))
+    return next(one for one in clean.values() if (one.get("impl"), one["dtype"]) == ("eager", "fp32"))
 
 
 def claim(one: Record, **changes: Any) -> Claim:
@@ -97,8 +98,9 @@ def test_a_record_is_json_with_an_id() -> None:
     assert wanted | {"dirty", "sources"} <= set(one["env"])
 
 
-def test_no_checkout_no_claim_of_a_clean_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without git, or inside a repository that is another's, nothing can be said of the tree."""
+def test_no_checkout_no_claim_of_a_clean_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without git or a stamp, or inside a repository that is another's, nothing can be said of the tree."""
+    monkeypatch.setattr(records_module, "STAMP", tmp_path / "stamp.json")
     records_module.environment.cache_clear()
     for answer in (None, "/somewhere/else"):
         monkeypatch.setattr(records_module, "_git", lambda *_, said=answer: said)
@@ -156,12 +158,12 @@ def test_frame_bench_measures_each_path(measured: list[Record]) -> None:
 
 
 def test_a_red_gate_shows_no_speed(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame, "_maker", lambda *_: lambda: lambda: np.zeros((36, 28, 3), np.uint8))
+    monkeypatch.setattr(frame, "_maker", lambda *_: lambda: lambda: torch.zeros(1, 36, 28, 3, dtype=torch.uint8))
     plain, *others = frame.measure(tiny, 9, 7, 1, "cpu")
     assert plain["quality"]["gate"] == "pass"
     assert all(one["derived"] == {} and one["quality"]["gate"] == "fail" for one in others)
-    table = readme.speed_tables([plain, *others])
-    assert table.count("| - | - | - |") == table.count("gate failed") == 2
+    table = readme.speeds([plain, *others])
+    assert table.count("| - | - | - | - | - | - | - |") == table.count("gate failed") == 2
 
 
 @pytest.mark.parametrize("values", [48, 3072, 786432])
@@ -229,9 +231,10 @@ def test_bench_prints_a_table_and_appends_records(
     printed = capsys.readouterr().out
     assert "plain fp32" in printed
     assert "eager bf16" in printed
+    assert "ceilings measured in this run" in printed
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len(lines) == 6
-    assert lines[0]["shape"] == {"n": 1, "c": 3, "h": 9, "w": 7, "scale": 4}
+    assert [one["suite"] for one in lines] == (["ceiling"] * 2 + ["frame"] * 3) * 2
+    assert lines[2]["shape"] == {"n": 1, "c": 3, "h": 9, "w": 7, "scale": 4}
     assert all(one["id"] == content_id(one) for one in lines)
 
 
@@ -241,7 +244,12 @@ def test_bench_prints_a_table_and_appends_records(
         ({"size": "128"}, UsageError, "128x128"),
         ({"size": "0x9"}, UsageError, "128x128"),
         ({"runs": 0}, UsageError, "at least 1"),
-        ({"suite": "video"}, UsageError, "frame or memory"),
+        ({"suite": "video"}, UsageError, "train, memory or all"),
+        ({"size": "64x64,12"}, UsageError, "64x64,480x270"),
+        ({"batch": "1,0"}, UsageError, "--batch like"),
+        ({"suite": "train", "peers": True}, UsageError, "--suite frame"),
+        ({"suite": "memory", "plot": Path("a.png")}, UsageError, "shows speeds"),
+        ({"plot": Path("no/such/folder.png")}, OutputError, "--plot"),
         ({"memory": "1G"}, UsageError, "--suite memory"),
         ({"model": "none"}, UsageError, "srresnet_x4"),
         ({"suite": "memory", "memory": "1M"}, MemoryBudgetError, "--memory"),
@@ -282,6 +290,16 @@ def test_a_sound_record_proves_a_claim(clean: dict[str, Record], fast: Record) -
     assert row.startswith(f"| faster | at least 1.5 | 2.00 | proven, `{fast['id']}`")
 
 
+def test_a_claim_may_name_its_gpu(clean: dict[str, Record], fast: Record) -> None:
+    for one in clean.values():
+        one["env"]["gpu"] = "NVIDIA H100 80GB HBM3"
+        one["id"] = content_id(one)
+    records = {one["id"]: one for one in clean.values()}
+    assert judge(claim(fast, needs={"gpu": "H100"}), records).status == "proven"
+    with pytest.raises(ValueError, match="something else"):
+        judge(claim(fast, needs={"gpu": "H200"}), records)
+
+
 def test_changed_sources_make_a_claim_stale(
     clean: dict[str, Record], fast: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +322,7 @@ def test_unproven_shows_no_figure(fast: Record) -> None:
         ({"where": {"h": 128}}, "something else"),
         ({"suite": "memory"}, "something else"),
         ({"needs": {"gpu": True}}, "something else"),
+        ({"needs": {"gpu": "H100"}}, "something else"),
         ({"quantity": "roofline"}, "has no roofline"),
     ],
 )
@@ -338,6 +357,10 @@ def _other_process(one: Record) -> None:
     one["run"] = "another"
 
 
+def _no_work(one: Record) -> None:
+    del one["flops"]
+
+
 def _red(one: Record) -> None:
     one["quality"]["gate"] = "fail"
 
@@ -350,8 +373,9 @@ def _red(one: Record) -> None:
         (_p50, "expected p50 = 5"),
         (_speedup, "expected speedup = 2"),
         (_no_samples, "samples above 0"),
-        (_other_process, "expected the baseline plain"),
+        (_other_process, "expected the baseline plain fp32"),
         (_red, "no figures beside a failed gate"),
+        (_no_work, "expected figures for which the raw numbers are there"),
     ],
 )
 def test_unsound_records_are_refused(
@@ -402,6 +426,8 @@ def test_committed_claims_and_records_hold() -> None:
 def test_the_readme_is_fresh() -> None:
     text = readme.README.read_text()
     assert readme.filled(text) == text, "run python -m srgan_fast.bench.readme"
+    assert readme.EVERYTHING.read_text() == readme.everything(load_records())
+    assert plot.is_fresh(load_records().values(), readme.PLOT)
     with pytest.raises(ValueError, match="once each"):
         readme.filled("no marks")
 

@@ -26,7 +26,7 @@ from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS, TrainConfig
 from srgan_fast.train.data import CropDataset, read_folder
 from srgan_fast.train.init import interpolating_init, normalised
-from srgan_fast.train.step import learning_rate
+from srgan_fast.train.step import EagerStep, learning_rate
 from srgan_fast.train.trainer import Trainer
 
 TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=60, precision="fp32")
@@ -552,3 +552,22 @@ def test_tensorboard_that_cannot_write_does_not_end_a_run(
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Full))
     assert Trainer(dataclasses.replace(TINY, steps=2), photos, tmp_path / "run").run().is_file()
     assert caplog.text.count("TensorBoard stops here") == 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_generator_is_judged_by_the_updated_discriminator(precision: str) -> None:
+    """Autocast must not remember the discriminator's weights from before its update."""
+    torch.manual_seed(0)
+    config = dataclasses.replace(
+        PRESETS["paper-srgan-mse"], generator=GeneratorConfig(blocks=1, width=8), crop=32, batch=2, precision=precision
+    )
+    generator, discriminator = Generator(config.generator), Discriminator(width=8)
+    step = EagerStep(generator, losses.mse, config, discriminator)
+    lr, hr = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        sr = generator(lr)
+        before = float(losses.adversarial(discriminator(sr)))
+    adversarial = float(step(lr, hr, 0)["adversarial"])
+    with torch.no_grad():
+        after = float(losses.adversarial(discriminator(sr)))
+    assert abs(adversarial - after) < 0.1 * abs(adversarial - before)

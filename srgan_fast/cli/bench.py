@@ -6,66 +6,187 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from srgan_fast.errors import OutputError, UsageError
 
-if TYPE_CHECKING:
-    from rich.table import Table
+_SUITES = ("kernel", "frame", "train", "memory")
+_DEFAULT_SIZE = (128, 128)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options ask for; no sizes or batches means those of the suite on this device."""
+
+    model: str
+    sizes: list[tuple[int, int]]
+    batches: list[int]
+    runs: int
+    device: str
+    precision: str
+    memory: str | None
+    compiled: bool
+    compile_limit_s: float
+    peers: bool
 
 
 def bench(
     model: Annotated[str, typer.Option(help="A bundled model or a weights file.")] = "srresnet_x4",
-    suite: Annotated[str, typer.Option(help="frame (speed) or memory (the peak of a process of its own).")] = "frame",
-    size: Annotated[str, typer.Option(help="LR size, width x height.")] = "128x128",
-    runs: Annotated[int, typer.Option(help="frame: timed runs of each candidate, interleaved.")] = 5,
-    device: Annotated[str, typer.Option(help="frame: auto, cpu or cuda.")] = "cpu",
+    suite: Annotated[
+        str,
+        typer.Option(
+            help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
+            " of its own) or all."
+        ),
+    ] = "frame",
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="LR sizes, width x height, with commas between; 'all' is every size from 64x64 to 1920x1080."
+            " [default: 128x128 on a CPU, all on a GPU]"
+        ),
+    ] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="frame, kernel: frames at once, with commas. [default: 1; 1,4,8 with all sizes]")
+    ] = None,
+    runs: Annotated[int, typer.Option(help="Timed runs of each candidate, interleaved.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda; memory is always cpu.")] = "cpu",
     precision: Annotated[str, typer.Option(help="memory: auto, fp32 or bf16.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="frame: torch.compile with max-autotune too, in a process of its own.")
+    ] = False,
+    compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="frame: onnxruntime, OpenVINO and spandrel too, where installed.")
+    ] = False,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
     ] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.")] = None,
 ) -> None:
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
-    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", size)
-    if not match:
-        raise UsageError(f"expected --size like 128x128, got {size!r}; give width x height in LR pixels")
     if runs < 1:
         raise UsageError(f"expected --runs of at least 1, got {runs}; 5 is the default")
-    if suite not in ("frame", "memory"):
-        raise UsageError(f"expected --suite frame or memory, got {suite!r}")
-    if suite == "frame" and (memory is not None or precision != "auto"):
+    if suite not in (*_SUITES, "all"):
+        raise UsageError(f"expected --suite {', '.join(_SUITES)} or all, got {suite!r}")
+    if suite not in ("memory", "all") and (memory is not None or precision != "auto"):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
-    if out is not None:
-        # Refused before the minutes that the measurement takes, not after.
-        _refuse(out)
-    height, width = int(match[2]), int(match[1])
-    from rich.console import Console
+    if suite not in ("frame", "all") and (compiled or peers):
+        raise UsageError("--compile and --peers belong to --suite frame")
+    if plot is not None and suite == "memory":
+        raise UsageError("--plot shows speeds; --suite memory measures none")
+    # Refused before the minutes that the measurement takes, not after.
+    for option, path in (("--json", out), ("--plot", plot)):
+        _refuse(option, path)
+    sizes, batches = _sizes(size), _batches(batch)
+    if plot is not None:
+        from srgan_fast.bench.plot import require
 
-    if suite == "frame":
-        from srgan_fast.bench import frame
+        require()
+    asked = _Asked(model, sizes, batches, runs, device, precision, memory, compiled, compile_limit_s, peers)
+    records: list[dict[str, Any]] = []
+    for each in _SUITES if suite == "all" else (suite,):
+        for some in _measured(each, asked):
+            # Suites that share a process share its ceilings.
+            some = [one for one in some if one not in records]
+            _append(out, some)
+            records += some
+            _print(some)
+    from srgan_fast.bench.table import ceiling_line
 
-        records = frame.measure(model, height, width, runs, device)
-        table = _frame_table(records, size)
-    else:
-        from srgan_fast.bench import memory as memory_suite
+    print(ceiling_line(records), end="")
+    if plot is not None:
+        from srgan_fast.bench.plot import draw
 
-        records = [memory_suite.measure(model, height, width, precision, memory)]
-        table = _memory_table(records, size)
-    Console().print(table)
-    if out is not None:
-        _append(out, "".join(json.dumps(one) + "\n" for one in records))
+        draw(records, plot)
 
 
-def _append(out: Path, text: str) -> None:
-    """Add the lines to a file: all, or none."""
+def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
+    """The records of a suite, what was timed together in one list, as soon as it is there."""
+    if suite == "memory":
+        from srgan_fast.bench import memory
+
+        for width, height in asked.sizes or [_DEFAULT_SIZE]:
+            yield [memory.measure(asked.model, height, width, asked.precision, asked.memory)]
+        return
+    from srgan_fast.bench import ceiling, frame, kernel, train
+    from srgan_fast.bench.device import is_cuda
+    from srgan_fast.upscaler import Upscaler
+
+    device = Upscaler(asked.model, device=asked.device).device
+    yield list(ceiling.measure(device))
+    if suite == "train":
+        for size in train.SIZES if is_cuda(device) else ("small",):
+            for stage in train.STAGES:
+                yield train.measure(stage, size, asked.runs, device)
+        return
+    everywhere = frame.SIZES if suite == "frame" else kernel.SIZES
+    sizes = asked.sizes or (list(everywhere) if is_cuda(device) else [_DEFAULT_SIZE])
+    batches = asked.batches or (list(frame.BATCHES) if suite == "frame" and len(sizes) == len(frame.SIZES) else [1])
+    from srgan_fast.bench.peers import installed
+
+    names = installed() if asked.peers else []
+    for batch in batches:
+        for width, height in sizes:
+            if suite == "kernel":
+                for name, op in kernel.all_ops().items():
+                    yield kernel.measure({name: op}, height, width, asked.runs, device, batch=batch)
+            elif asked.compiled:
+                options = {"batch": batch, "with_peers": [*names, "compile"]}
+                arguments = (asked.model, height, width, asked.runs, device)
+                yield frame.in_child(asked.compile_limit_s, *arguments, **options)
+            else:
+                yield frame.measure(asked.model, height, width, asked.runs, device, batch=batch, with_peers=names)
+
+
+def _sizes(size: str | None) -> list[tuple[int, int]]:
+    if size is None:
+        return []
+    if size == "all":
+        from srgan_fast.bench.frame import SIZES
+
+        return list(SIZES)
+    found = []
+    for one in size.split(","):
+        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", one.strip())
+        if not match:
+            raise UsageError(
+                f"expected --size like 128x128 or 64x64,480x270, got {one!r}; give width x height in LR pixels"
+            )
+        found.append((int(match[1]), int(match[2])))
+    return found
+
+
+def _batches(batch: str | None) -> list[int]:
+    if batch is None:
+        return []
+    if not re.fullmatch(r"[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})*", batch):
+        raise UsageError(f"expected --batch like 1 or 1,4,8, got {batch!r}")
+    return [int(one) for one in batch.split(",")]
+
+
+def _print(records: list[dict[str, Any]]) -> None:
+    from srgan_fast.bench.table import memory_table, speed_tables
+
+    peaks = [one for one in records if one["suite"] == "memory"]
+    for table in [*([memory_table(peaks)] if peaks else []), *(table for table, _ in speed_tables(records))]:
+        print(table.text())
+
+
+def _append(out: Path | None, records: Iterable[dict[str, Any]]) -> None:
+    """Add the records to a file: all, or none."""
+    if out is None:
+        return
     size = out.stat().st_size if out.is_file() else None
     try:
         with out.open("a") as file:
-            file.write(text)
+            file.write("".join(json.dumps(one) + "\n" for one in records))
     except OSError as error:
         with contextlib.suppress(OSError):
             if size is not None:
@@ -75,40 +196,8 @@ def _append(out: Path, text: str) -> None:
         raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
 
 
-def _frame_table(records: list[dict[str, Any]], size: str) -> Table:
-    from rich.table import Table
-
-    env = records[0]["env"]
-    table = Table(title=f"{records[0]['name']}, {size}, {env['gpu'] or env['cpu']}, {env['threads']} threads")
-    for column in ("implementation", "p50 ms", "p20", "p80", "frames/s", "speed-up", "PSNR against plain"):
-        table.add_column(column, justify="left" if column == "implementation" else "right")
-    for one in records:
-        psnr = one["quality"]["psnr_db_vs_plain"]
-        quality = "equal" if psnr is None else f"{psnr:.1f} dB"
-        if one["quality"]["gate"] == "pass":
-            speed = [f"{one['latency_ms'][key]:.1f}" for key in ("p50", "p20", "p80")]
-            speed += [f"{one['derived'][key]:.2f}" for key in ("fps", "speedup")]
-        else:
-            speed, quality = ["-"] * 5, f"{quality}, gate failed"
-        table.add_row(f"{one['impl']} {one['dtype']}", *speed, quality)
-    return table
-
-
-def _memory_table(records: list[dict[str, Any]], size: str) -> Table:
-    from rich.table import Table
-
-    table = Table(title=f"{records[0]['name']}, {size}, memory")
-    for column in ("implementation", "peak GiB", "planned/measured", "cut", "difference from uncut"):
-        table.add_column(column, justify="left" if column == "implementation" else "right")
-    for one in records:
-        plan, levels = one["plan"], one["quality"]["largest_difference_levels"]
-        figures = [f"{one['derived'][key]:.2f}" if one["derived"] else "-" for key in ("peak_gib", "planned_ratio")]
-        cut = f"bands of {plan['band']}" if plan["tile"] is None else f"tiles of {plan['tile']}"
-        difference = f"{levels} levels" + ("" if one["quality"]["gate"] == "pass" else ", gate failed")
-        table.add_row(f"{one['impl']} {one['dtype']}", *figures, cut, difference)
-    return table
-
-
-def _refuse(out: Path) -> None:
+def _refuse(option: str, out: Path | None) -> None:
+    if out is None:
+        return
     if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise OutputError(f"expected --json to name a file that can be written, got {out}; name another")
+        raise OutputError(f"expected {option} to name a file that can be written, got {out}; name another")

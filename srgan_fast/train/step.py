@@ -67,13 +67,16 @@ class EagerStep:
         self.rate.fill_(learning_rate(self.config, step))
         lr = lr.contiguous(memory_format=torch.channels_last)
         hr = hr.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16_pays(self.config.precision)):
+        terms: dict[str, Tensor] = {}
+        with self._autocast(lr):
             sr = self.generator(lr)
-            terms: dict[str, Tensor] = {}
             if self.discriminator is not None:
                 judged = losses.discriminator(self.discriminator(hr), self.discriminator(sr.detach()))
-                self._update("discriminator", self.discriminator, judged)
-                terms["discriminator"] = judged.detach()
+        if self.discriminator is not None:
+            self._update("discriminator", self.discriminator, judged)
+            terms["discriminator"] = judged.detach()
+        # Not in the same context: it remembers the weights in bfloat16 as they were before the update.
+        with self._autocast(lr):
             terms |= self.generator_terms(sr, hr)
         total = terms["content"]
         if "adversarial" in terms:
@@ -81,6 +84,9 @@ class EagerStep:
         self._update("generator", self.generator, total)
         self._follow(step)
         return {name: term.detach() for name, term in terms.items()}
+
+    def _autocast(self, lr: Tensor) -> torch.autocast:
+        return torch.autocast(lr.device.type, torch.bfloat16, enabled=bf16_pays(self.config.precision))
 
     def generator_terms(self, sr: Tensor, hr: Tensor) -> dict[str, Tensor]:
         """The terms of the generator's loss, unweighted, with gradients."""

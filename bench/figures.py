@@ -1,0 +1,66 @@
+"""The figures that follow from raw numbers: one place for those who write records and those who doubt them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Record = Mapping[str, Any]
+
+# What a user would otherwise take on a GPU: every implementation is held against these where they ran beside it.
+_RIVALS = ("channels_last", "compile")
+
+
+def ceiling_figures(one: Record) -> dict[str, float]:
+    """TFLOP/s of a product, or GB/s of a copy."""
+    p50 = one["latency_ms"]["p50"]
+    return {"tflops": one["flops"] / p50 / 1e9} if "flops" in one else {"gb_per_s": one["bytes"] / p50 / 1e6}
+
+
+def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Record]) -> dict[str, float]:
+    """What the times of one record say, given those measured beside it and the ceilings of its run.
+
+    `speedup` is over the baseline, `speedup_vs_X` over an X that ran beside it and passed its gate. `tflops` and
+    `gb_per_s` are the work that the plain network (or op) asks for over the time it took, whoever saved some of it.
+
+    Raises:  ValueError if the baseline is not there
+    """
+    p50 = one["latency_ms"]["p50"]
+    others = list(beside)
+    wanted = one["baseline"], one.get("baseline_dtype", "fp32")
+    base = next((other for other in others if (other["impl"], other["dtype"]) == wanted), None)
+    if base is None:
+        raise ValueError(f"expected the baseline {wanted[0]} {wanted[1]} beside {one['impl']}, got none; keep both")
+    found: dict[str, float] = {"speedup": base["latency_ms"]["p50"] / p50}
+    if one["suite"] == "frame":
+        found["fps"] = one["shape"]["n"] * 1e3 / p50
+    if one["suite"] == "train":
+        found["steps_per_s"] = 1e3 / p50
+    for rival in _RIVALS:
+        other = next((other for other in others if other["impl"] == rival), None)
+        if other is not None and one["impl"] != rival and other["quality"]["gate"] == "pass":
+            found[f"speedup_vs_{rival}"] = other["latency_ms"]["p50"] / p50
+    best: dict[str, float] = {}
+    for each in ceilings:
+        best |= ceiling_figures(each)
+    for amount, rate, scale, fraction in (
+        ("flops", "tflops", 1e9, "matmul_fraction"),
+        ("bytes", "gb_per_s", 1e6, "copy_fraction"),
+    ):
+        if amount in one:
+            found[rate] = one[amount] / p50 / scale
+            if rate in best:
+                found[fraction] = found[rate] / best[rate]
+    return found
+
+
+def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
+    """What a check of `bench/parts.py` counted, from what it saw."""
+    found: dict[str, float] = {}
+    if "outcomes" in raw:
+        found["failed"] = sum(not passed for passed in raw["outcomes"].values())
+    if "host_syncs" in raw:
+        found["host_syncs"] = len(raw["host_syncs"])
+    if "held_bytes" in raw:
+        found["growth_bytes"] = raw["held_bytes"][-1] - raw["held_bytes"][0]
+    return found

@@ -1,0 +1,356 @@
+"""What `make gpu` does on a GPU, as a table in the order of its worth: each part runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srgan_fast.errors import ParityError, SRGANFastError
+
+if TYPE_CHECKING:
+    from srgan_fast.bench.kernel import Op
+
+Emit = Callable[[dict[str, Any]], None]
+
+MODEL, DEVICE = "srresnet_x4", "cuda"
+FUSED: dict[str, Any] = {"backend": "fused", "device": DEVICE, "precision": "fp16"}
+# Rounds of an interleaved measurement.
+_RUNS = 15
+# Where one round of all candidates takes a second and more, and its spread is small.
+_MANY_PIXELS, _FEW_RUNS = 1_000_000, 5
+_FLAT_FRAMES = 1000
+# One pixel, odd sizes, and two of those that are timed.
+_GRAPH_SIZES = ((1, 1), (33, 17), (64, 64), (480, 270))
+
+
+class NotHere(SRGANFastError):
+    """A part cannot run on this machine, and that is no fault of what it would test."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One entry of the table: `seconds` is what it should take, `packages` what it imports beside torch and numpy."""
+
+    name: str
+    run: Callable[[Emit], None]
+    seconds: float
+    packages: tuple[str, ...] = ()
+
+    @property
+    def limit_s(self) -> float:
+        """When it is taken to hang: estimates are made elsewhere, and compilers differ."""
+        return 3 * self.seconds
+
+
+# --- equality ---------------------------------------------------------------------------------------------------
+
+
+def parity(emit: Emit) -> None:
+    """Every test that needs a GPU."""
+    from srgan_fast.bench.record import ROOT
+
+    # Only the files that have such tests: what others import may not be installed here.
+    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+    if not files:
+        raise ParityError("expected tests with the marker gpu, got none")
+    environment = {**os.environ, "SRGAN_FAST_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("TRITON_INTERPRET", None)
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        # Warnings of a newer or older PyTorch are no failure of a kernel.
+        # A file that needs what is not installed fails by itself.
+        options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        options.append(f"--junitxml={report}")
+        subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment, check=False)
+        if not report.is_file():
+            raise ParityError("expected a report from pytest, got none; see what it printed")
+        outcomes, skipped = outcomes_of(report)
+    _check(emit, "parity", {"outcomes": outcomes, "skipped": skipped})
+
+
+def outcomes_of(report: Path) -> tuple[dict[str, bool], list[str]]:
+    """Of a JUnit report of pytest: whether each test passed, and which were skipped."""
+    outcomes, skipped = {}, []
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        name = f"{case.get('classname', '')}::{case.get('name', '')}"
+        if case.find("skipped") is not None:
+            skipped.append(name)
+        else:
+            outcomes[name] = case.find("failure") is None and case.find("error") is None
+    return outcomes, skipped
+
+
+def op_parity(emit: Emit) -> None:
+    """Every op in every precision on each of its cases, as a table by op."""
+    import torch
+
+    from srgan_fast.bench.kernel import all_ops
+
+    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+    outcomes = held(all_ops(), DEVICE)
+    _check(emit, "op_parity", {"outcomes": outcomes, "architecture": architecture})
+
+
+def held(ops: Mapping[str, Op], device: str) -> dict[str, bool]:
+    """Whether each op holds on each case in each precision; prints how close, by op."""
+    from srgan_fast.bench.kernel import DTYPES, hold
+    from srgan_fast.bench.table import Table
+
+    outcomes: dict[str, bool] = {}
+    rows = []
+    for name, op in ops.items():
+        for precision, dtype in DTYPES.items():
+            passed, closest = [], 0.0
+            for case in op.CASES:
+                key = f"{name} {precision}: {case.name}"
+                try:
+                    report = hold(op, case.inputs(device, dtype), dtype, case.floor)
+                except Exception as error:  # whatever a kernel meets, the other cases are still of interest
+                    print(f"{key}: {type(error).__name__}: {error}", flush=True)
+                    outcomes[key] = False
+                else:
+                    outcomes[key] = report.passed
+                    closest = max(closest, report.max_error / max(report.max_allowed, 1e-30))
+                    if not report.passed:
+                        print(f"{key}: {report}", flush=True)
+                passed.append(outcomes[key])
+            rows.append((f"{name} {precision}", f"{sum(passed)} of {len(passed)}", f"{closest:.0%}"))
+    print(Table("ops against their references", ("op", "cases passed", "error of allowed"), rows).text())
+    return outcomes
+
+
+def graph(emit: Emit) -> None:
+    """The fused backend: each frame its own result, equal to plain float32; and no wait of the host inside."""
+    import torch
+
+    from srgan_fast.bench.frame import compare_pixels, makers
+    from srgan_fast.upscaler import Upscaler
+    from srgan_fast.weights import load
+
+    model = load(MODEL)
+    upscaler = Upscaler(model, **FUSED)
+    outcomes: dict[str, bool] = {}
+    random = torch.Generator(DEVICE).manual_seed(0)
+    for width, height in _GRAPH_SIZES:
+        pair = [
+            torch.randint(0, 256, (1, height, width, 3), device=DEVICE, dtype=torch.uint8, generator=random)
+            for _ in range(2)
+        ]
+        # Both calls before both looks: a result that is a view of the graph's buffers is overwritten by the next.
+        results = [upscaler(frames, layout="NHWC") for frames in pair]
+        for number, (frames, result) in enumerate(zip(pair, results, strict=True)):
+            plain = makers(model, frames, DEVICE)["plain", "fp32"]()()
+            quality = compare_pixels(result.cpu().numpy(), plain.cpu().numpy(), "fp16")
+            outcomes[f"{width}x{height}, frame {number}"] = quality["gate"] == "pass"
+    frames = torch.zeros(1, *reversed(_TO_1080P), 3, device=DEVICE, dtype=torch.uint8)
+    waits = host_waits(lambda: upscaler(frames, layout="NHWC"))
+    _check(emit, "graph", {"outcomes": outcomes, "host_syncs": waits}, passed=not waits)
+
+
+def host_waits(run: Callable[[], object], calls: int = 10) -> list[str]:
+    """The runtime calls in which the host waited for the GPU while `run` was called, by a profiler's trace."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    from srgan_fast.bench.device import synchronise
+
+    run()
+    synchronise(DEVICE)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        with record_function("calls"):
+            for _ in range(calls):
+                run()
+        synchronise(DEVICE)
+    events = trace.events() or []
+    window = next(e.time_range for e in events if e.name == "calls" and e.device_type.name == "CPU")
+    inside = [event for event in events if window.start <= event.time_range.start <= window.end]
+    if not any(event.name.startswith("cu") for event in inside):
+        raise ParityError("expected a trace with calls of the CUDA runtime, got none; the profiler does not work here")
+    # cudaMemcpy without Async waits too.
+    return [event.name for event in inside if "Synchronize" in event.name or event.name == "cudaMemcpy"]
+
+
+def memory_flat(emit: Emit) -> None:
+    """A thousand frames through the fused backend hold no more memory at the end than after the first ten."""
+    import torch
+
+    from srgan_fast.bench.device import synchronise
+    from srgan_fast.upscaler import Upscaler
+
+    upscaler = Upscaler(MODEL, **FUSED)
+    frames = torch.zeros(1, *reversed(_TO_1080P), 3, device=DEVICE, dtype=torch.uint8)
+    held_bytes = []
+    for number in range(_FLAT_FRAMES + 10):
+        upscaler(frames, layout="NHWC")
+        if number % 100 == 9:
+            synchronise(DEVICE)
+            held_bytes.append(torch.cuda.memory_reserved())
+    _check(emit, "memory_flat", {"held_bytes": held_bytes}, passed=held_bytes[-1] <= held_bytes[0])
+
+
+def sanitizer(emit: Emit) -> None:
+    """Every op once under compute-sanitizer, for stray accesses and for races in shared memory."""
+    program = shutil.which("compute-sanitizer")
+    if program is None:
+        raise NotHere("compute-sanitizer is not found")
+    # Without PyTorch's cache of memory each tensor is an allocation, whose end the tool knows.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    outcomes = {}
+    for tool in ("memcheck", "racecheck"):
+        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", __name__]
+        outcomes[tool] = subprocess.run(command, env=environment, check=False).returncode == 0
+    _check(emit, "sanitizer", {"outcomes": outcomes})
+
+
+def _check(emit: Emit, name: str, raw: dict[str, Any], *, passed: bool = True) -> None:
+    """Emit what a check saw; fail if an outcome is not as it should be."""
+    from srgan_fast.bench.figures import checked_figures
+    from srgan_fast.bench.record import record
+
+    failed = [key for key, good in raw.get("outcomes", {}).items() if not good]
+    # Nothing looked at is nothing proven.
+    passed = passed and not failed and raw.get("outcomes") != {}
+    derived = checked_figures(raw) if passed else {}
+    emit(record("parts", name, raw=raw, derived=derived, quality={"gate": "pass" if passed else "fail"}))
+    if not passed:
+        rest = {key: value for key, value in raw.items() if key not in ("outcomes", "skipped")}
+        raise ParityError(f"{len(failed)} of {len(raw.get('outcomes', {}))} failed: {', '.join(failed[:3])} {rest}")
+
+
+# --- speed ------------------------------------------------------------------------------------------------------
+
+
+def ceilings(emit: Emit) -> None:
+    """What this GPU can do at best."""
+    from srgan_fast.bench import ceiling
+
+    for one in ceiling.measure(DEVICE):
+        emit(one)
+        print(one["name"], one["derived"], flush=True)
+
+
+def frames(sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, compiled: bool = False) -> Any:
+    """A part that times frames: every backend against plain PyTorch and its tunings, torch.compile where asked for."""
+    wanted = [(size, batch) for batch in batches for size in sizes]
+    with_peers = ("compile",) if compiled else ()
+
+    def run(emit: Emit) -> None:
+        import torch
+
+        from srgan_fast.bench import frame
+
+        ceilings(emit)
+        red, unfit = [], []
+        for (width, height), batch in wanted:
+            try:
+                runs = _RUNS if width * height * batch <= _MANY_PIXELS else _FEW_RUNS
+                found = frame.measure(MODEL, height, width, runs, DEVICE, batch=batch, with_peers=with_peers)
+            except torch.OutOfMemoryError:
+                unfit.append(f"{width}x{height} batch {batch}")
+            else:
+                red += emitted(emit, found)
+                if not any(one["impl"] == FUSED["backend"] for one in found):
+                    red.append(f"no row of {FUSED['backend']} at {width}x{height}")
+            torch.cuda.empty_cache()
+        _settle(red, unfit)
+
+    return run
+
+
+def kernels(emit: Emit) -> None:
+    """Each op against its reference."""
+    import torch
+
+    from srgan_fast.bench import kernel
+
+    ceilings(emit)
+    red, unfit = [], []
+    for name, op in kernel.all_ops().items():
+        for width, height in kernel.SIZES:
+            try:
+                red += emitted(emit, kernel.measure({name: op}, height, width, _RUNS, DEVICE))
+            except torch.OutOfMemoryError:
+                unfit.append(f"{name} {width}x{height}")
+            torch.cuda.empty_cache()
+    _settle(red, unfit)
+
+
+def training(emit: Emit) -> None:
+    """Steps of both stages, small and as in the paper."""
+    from srgan_fast.bench import train
+
+    ceilings(emit)
+    red: list[str] = []
+    for size in train.SIZES:
+        for stage in train.STAGES:
+            red += emitted(emit, train.measure(stage, size, _RUNS, DEVICE))
+    _settle(red, [])
+
+
+def emitted(emit: Emit, found: Sequence[dict[str, Any]]) -> list[str]:
+    """Emit and print records that were timed together; the names of those whose gate is red."""
+    from srgan_fast.bench.table import shape_of, speed_tables
+
+    for one in found:
+        emit(one)
+    for table, _ in speed_tables(found):
+        print(table.text(), flush=True)
+    return [f"{one['impl']} {one['dtype']} at {shape_of(one)}" for one in found if one["quality"]["gate"] != "pass"]
+
+
+def _settle(red: list[str], unfit: list[str]) -> None:
+    said = [f"gates: {', '.join(red)}"] if red else []
+    said += [f"did not fit into memory: {', '.join(unfit)}"] if unfit else []
+    if said:
+        raise SRGANFastError("; ".join(said))
+
+
+# LR sizes; x4 they are 1080p and 4K.
+_SMALL, _TO_1080P, _TO_4K = (64, 64), (480, 270), (960, 540)
+_OTHERS = ((128, 128), (320, 180), (640, 360), (1920, 1080))
+# The largest size in batches takes minutes in float32: `srgan-fast bench --device cuda` has it.
+_BATCHED = (_SMALL, *_OTHERS[:3], _TO_1080P, _TO_4K)
+_WEIGHTS = ("safetensors",)
+
+PARTS = (
+    Part("parity", parity, 90, ("pytest", "triton")),
+    Part("op_parity", op_parity, 60, ("triton",)),
+    Part("ceilings", ceilings, 15),
+    Part("frame_480x270", frames([_TO_1080P]), 30, _WEIGHTS),
+    Part("frame_960x540", frames([_TO_4K]), 35, _WEIGHTS),
+    Part("compile_480x270", frames([_TO_1080P], compiled=True), 90, ("triton", *_WEIGHTS)),
+    Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
+    Part("graph", graph, 30, ("triton", *_WEIGHTS)),
+    Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
+    Part("frame_64x64", frames([_SMALL]), 20, _WEIGHTS),
+    Part("kernels", kernels, 60, ("triton",)),
+    Part("compile_64x64", frames([_SMALL], compiled=True), 80, ("triton", *_WEIGHTS)),
+    Part("sizes", frames(_OTHERS), 60, _WEIGHTS),
+    Part("batches", frames(_BATCHED, (4, 8)), 120, _WEIGHTS),
+    Part("train", training, 60),
+    Part("sanitizer", sanitizer, 120, ("triton",)),
+)
+
+
+def _each_op_once() -> None:
+    """What compute-sanitizer watches."""
+    import torch
+
+    from srgan_fast.bench.device import synchronise
+    from srgan_fast.bench.kernel import all_ops
+
+    for op in all_ops().values():
+        for case in op.CASES:
+            op.run(**case.inputs(DEVICE, torch.float16))
+    synchronise(DEVICE)
+
+
+if __name__ == "__main__":
+    _each_op_once()

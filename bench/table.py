@@ -1,0 +1,159 @@
+"""Records as tables, which the command line, the GPU run and the README each print in their own way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+SPEED_SUITES = ("frame", "kernel", "train")
+
+_NONE = "-"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title; the first column is read from the left."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+    def text(self) -> str:
+        """The table for a terminal that may know nothing but letters."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        said = [
+            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
+            for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+        ]
+        return "\n".join([self.title, *(line.rstrip() for line in said)]) + "\n"
+
+    def markdown(self) -> str:
+        """The table for a README, without its title."""
+        lines = ("| " + " | ".join(line) + " |\n" for line in [self.columns, *self.rows])
+        head, *rest = lines
+        return "".join([head, "|---" * len(self.columns) + "|\n", *rest])
+
+
+def speed_tables(records: Iterable[Record], *, with_ids: bool = False) -> list[tuple[Table, Record]]:
+    """One table for everything that was timed together, with its first record; the baseline comes first.
+
+    A red gate shows no speed.
+    """
+    return [(_speed_table(rows, with_ids), rows[0]) for rows in timed_together(records)]
+
+
+def timed_together(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of the speed suites, those that took turns in one list, its baseline first; oldest first."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for one in records:
+        if one["suite"] in SPEED_SUITES:
+            groups.setdefault((one["run"], *_together(one)), []).append(one)
+    ordered = sorted(
+        groups.items(), key=lambda item: (SPEED_SUITES.index(item[1][0]["suite"]), item[1][0]["time"], item[0])
+    )
+    return [sorted(group, key=_order) for _, group in ordered]
+
+
+def ceiling_line(records: Iterable[Record]) -> str:
+    """The ceilings of a run in one line, or nothing if they are not among the records."""
+    said = {one["name"]: one["derived"] for one in records if one["suite"] == "ceiling"}
+    if not {"matmul", "copy"} <= set(said):
+        return ""
+    tflops, rate = said["matmul"]["tflops"], said["copy"]["gb_per_s"]
+    return f"ceilings measured in this run: {tflops:.3g} TFLOP/s (matrix product), {rate:.4g} GB/s (copy)\n"
+
+
+def memory_table(records: list[Record]) -> Table:
+    """Peaks against their plans."""
+    rows = []
+    for one in records:
+        plan, levels = one["plan"], one["quality"]["largest_difference_levels"]
+        figures = [f"{one['derived'][key]:.2f}" if one["derived"] else _NONE for key in ("peak_gib", "planned_ratio")]
+        cut = f"bands of {plan['band']}" if plan["tile"] is None else f"tiles of {plan['tile']}"
+        difference = f"{levels} levels" + ("" if one["quality"]["gate"] == "pass" else ", gate failed")
+        rows.append((f"{one['impl']} {one['dtype']}", *figures, cut, difference))
+    first = records[0]
+    title = f"{first['name']}, {first['shape']['w']}x{first['shape']['h']}, memory"
+    return Table(title, ("implementation", "peak GiB", "planned/measured", "cut", "difference from uncut"), rows)
+
+
+def where(one: Record) -> str:
+    """The machine of a record."""
+    env = one["env"]
+    return f"{env['gpu'] or env['cpu']}" if one.get("device") != "cpu" else str(env["cpu"])
+
+
+def shape_of(one: Record) -> str:
+    """What was timed, in words: name and size."""
+    shape = one["shape"]
+    if one["suite"] == "train":
+        return f"training {one['name']}, batch {shape['n']}, crop {shape['h']}"
+    at_once = f", batch {shape['n']}" if shape["n"] > 1 else ""
+    case = f" ({one['case']})" if one["suite"] == "kernel" else ""
+    return f"{one['name']}{case}, {shape['w']}x{shape['h']} LR{at_once}"
+
+
+def quality_of(one: Record) -> str:
+    """How good a result is, in a cell."""
+    quality = one["quality"]
+    if one["suite"] == "frame":
+        psnr = quality["psnr_db_vs_plain"]
+        said = "equal" if psnr is None else f"{psnr:.1f} dB"
+    elif one["suite"] == "kernel":
+        said = f"max error {quality['max_error']:.1e} of {quality['max_allowed']:.1e}"
+    else:
+        said = f"loss within {quality['loss_relative_difference']:.1e}"
+    return said if quality["gate"] == "pass" else f"{said}, gate failed"
+
+
+def _speed_table(rows: list[Record], with_ids: bool) -> Table:
+    suite, first = rows[0]["suite"], rows[0]
+    rate = {"frame": ("frames/s", "fps"), "train": ("steps/s", "steps_per_s"), "kernel": ("GB/s", "gb_per_s")}[suite]
+    quality = {"frame": "PSNR against plain", "train": "first losses", "kernel": "error"}[suite]
+    # What no row has is no column: records of a CPU know no rival, and older ones no ceiling.
+    optional = [
+        (title, key, form)
+        for title, key, form in (
+            ("x channels_last fp16", "speedup_vs_channels_last", "{:.2f}"),
+            ("x torch.compile", "speedup_vs_compile", "{:.2f}"),
+            ("TFLOP/s", "tflops", "{:.3g}"),
+            ("of ceiling", "matmul_fraction", "{:.0%}"),
+        )
+        if any(key in one["derived"] for one in rows)
+    ]
+    peak = any(one.get("peak_bytes") is not None for one in rows)
+    columns = ["implementation", "p50 ms", "p20", "p80", rate[0], "speed-up", *(title for title, _, _ in optional)]
+    columns += ["peak MiB"] * peak + [quality] + ["record"] * with_ids
+    lines = []
+    for one in rows:
+        derived = one["derived"]
+        if one["quality"]["gate"] == "pass":
+            speed = [_ms(one["latency_ms"][key]) for key in ("p50", "p20", "p80")]
+            speed += [f"{derived[rate[1]]:.4g}" if rate[1] in derived else _NONE, f"{derived['speedup']:.2f}"]
+            speed += [form.format(derived[key]) if key in derived else _NONE for _, key, form in optional]
+        else:
+            speed = [_NONE] * (5 + len(optional))
+        if peak:
+            held = one.get("peak_bytes")
+            speed.append(_NONE if held is None else f"{held / 2**20:.0f}")
+        ids = [f"`{one['id']}`"] if with_ids else []
+        lines.append((f"{one['impl']} {one['dtype']}", *speed, quality_of(one), *ids))
+    return Table(f"{shape_of(first)}, {where(first)}, {first['env']['threads']} threads", tuple(columns), lines)
+
+
+def _together(one: Record) -> tuple[Any, ...]:
+    shape = one["shape"]
+    alone = one["dtype"] if one["suite"] == "kernel" else ""
+    return one["suite"], one["name"], one.get("case", ""), alone, shape["h"] * shape["w"], shape["h"], shape["n"]
+
+
+def _order(one: Record) -> tuple[Any, ...]:
+    base = (one["impl"], one["dtype"]) != (one["baseline"], one.get("baseline_dtype", "fp32"))
+    return base, one["impl"], one["dtype"] != "fp32", one["dtype"]
+
+
+def _ms(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.3f}"
