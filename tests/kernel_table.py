@@ -86,7 +86,7 @@ def tile_of(one: Launch) -> str:
 def compile_table(entries: Sequence[Entry], frames: Sequence[str], dtypes: Sequence[torch.dtype]) -> bool:
     """Compile what the ops launch on every architecture; whether all of it fits and nothing spills."""
     print("Compiled ahead of time, never run: tile as pixels x outputs x inputs, warps, stages\n")
-    widths = (31, 6, 8, 5, 35, 20, 9, 9, 5)
+    widths = (36, 3, 8, 5, 35, 20, 9, 7, 6)
     show(widths, ("op", "sm", "dtype", "frame", "kernel", "tile", "registers", "shared", "spills", "instructions"))
     fine = True
     for entry in entries:
