@@ -20,12 +20,15 @@ if TYPE_CHECKING:
 
 Emit = Callable[[dict[str, Any]], None]
 
-MODEL = "srresnet_x4"
+MODEL, DEVICE = "srresnet_x4", "cuda"
+FUSED: dict[str, Any] = {"backend": "fused", "device": DEVICE, "precision": "fp16"}
 # Rounds of an interleaved measurement.
 _RUNS = 15
 # Where one round of all candidates takes a second and more, and its spread is small.
 _MANY_PIXELS, _FEW_RUNS = 1_000_000, 5
 _FLAT_FRAMES = 1000
+# One pixel, odd sizes, and two of those that are timed.
+_GRAPH_SIZES = ((1, 1), (33, 17), (64, 64), (480, 270))
 
 
 class NotHere(SRGANFastError):
@@ -92,7 +95,7 @@ def op_parity(emit: Emit) -> None:
     from srgan_fast.bench.kernel import all_ops
 
     architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    outcomes = held(all_ops(), "cuda")
+    outcomes = held(all_ops(), DEVICE)
     _check(emit, "op_parity", {"outcomes": outcomes, "architecture": architecture})
 
 
@@ -128,42 +131,43 @@ def graph(emit: Emit) -> None:
     """The fused backend: each frame its own result, equal to plain float32; and no wait of the host inside."""
     import torch
 
-    from srgan_fast.bench.frame import SIZES, compare_pixels, makers
+    from srgan_fast.bench.frame import compare_pixels, makers
     from srgan_fast.upscaler import Upscaler
     from srgan_fast.weights import load
 
     model = load(MODEL)
-    upscaler = Upscaler(model, backend="fused", device="cuda", precision="fp16")
+    upscaler = Upscaler(model, **FUSED)
     outcomes: dict[str, bool] = {}
-    random = torch.Generator("cuda").manual_seed(0)
-    for width, height in ((1, 1), (33, 17), SIZES[0], SIZES[3]):
+    random = torch.Generator(DEVICE).manual_seed(0)
+    for width, height in _GRAPH_SIZES:
         pair = [
-            torch.randint(0, 256, (1, height, width, 3), device="cuda", dtype=torch.uint8, generator=random)
+            torch.randint(0, 256, (1, height, width, 3), device=DEVICE, dtype=torch.uint8, generator=random)
             for _ in range(2)
         ]
         # Both calls before both looks: a result that is a view of the graph's buffers is overwritten by the next.
         results = [upscaler(frames, layout="NHWC") for frames in pair]
         for number, (frames, result) in enumerate(zip(pair, results, strict=True)):
-            plain = makers(model, frames, "cuda")["plain", "fp32"]()()
+            plain = makers(model, frames, DEVICE)["plain", "fp32"]()()
             quality = compare_pixels(result.cpu().numpy(), plain.cpu().numpy(), "fp16")
             outcomes[f"{width}x{height}, frame {number}"] = quality["gate"] == "pass"
-    frames = torch.zeros(1, 270, 480, 3, device="cuda", dtype=torch.uint8)
+    frames = torch.zeros(1, *reversed(_TO_1080P), 3, device=DEVICE, dtype=torch.uint8)
     waits = host_waits(lambda: upscaler(frames, layout="NHWC"))
     _check(emit, "graph", {"outcomes": outcomes, "host_syncs": waits}, passed=not waits)
 
 
 def host_waits(run: Callable[[], object], calls: int = 10) -> list[str]:
     """The runtime calls in which the host waited for the GPU while `run` was called, by a profiler's trace."""
-    import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
+    from srgan_fast.bench.device import synchronise
+
     run()
-    torch.cuda.synchronize()
+    synchronise(DEVICE)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         with record_function("calls"):
             for _ in range(calls):
                 run()
-        torch.cuda.synchronize()
+        synchronise(DEVICE)
     events = trace.events() or []
     window = next(e.time_range for e in events if e.name == "calls" and e.device_type.name == "CPU")
     inside = [event for event in events if window.start <= event.time_range.start <= window.end]
@@ -177,15 +181,16 @@ def memory_flat(emit: Emit) -> None:
     """A thousand frames through the fused backend hold no more memory at the end than after the first ten."""
     import torch
 
+    from srgan_fast.bench.device import synchronise
     from srgan_fast.upscaler import Upscaler
 
-    upscaler = Upscaler(MODEL, backend="fused", device="cuda", precision="fp16")
-    frames = torch.zeros(1, 270, 480, 3, device="cuda", dtype=torch.uint8)
+    upscaler = Upscaler(MODEL, **FUSED)
+    frames = torch.zeros(1, *reversed(_TO_1080P), 3, device=DEVICE, dtype=torch.uint8)
     held_bytes = []
     for number in range(_FLAT_FRAMES + 10):
         upscaler(frames, layout="NHWC")
         if number % 100 == 9:
-            torch.cuda.synchronize()
+            synchronise(DEVICE)
             held_bytes.append(torch.cuda.memory_reserved())
     _check(emit, "memory_flat", {"held_bytes": held_bytes}, passed=held_bytes[-1] <= held_bytes[0])
 
@@ -226,7 +231,7 @@ def ceilings(emit: Emit) -> None:
     """What this GPU can do at best."""
     from srgan_fast.bench import ceiling
 
-    for one in ceiling.measure("cuda"):
+    for one in ceiling.measure(DEVICE):
         emit(one)
         print(one["name"], one["derived"], flush=True)
 
@@ -246,13 +251,13 @@ def frames(sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, c
         for (width, height), batch in wanted:
             try:
                 runs = _RUNS if width * height * batch <= _MANY_PIXELS else _FEW_RUNS
-                found = frame.measure(MODEL, height, width, runs, "cuda", batch=batch, with_peers=with_peers)
+                found = frame.measure(MODEL, height, width, runs, DEVICE, batch=batch, with_peers=with_peers)
             except torch.OutOfMemoryError:
                 unfit.append(f"{width}x{height} batch {batch}")
             else:
                 red += emitted(emit, found)
-                if not any(one["impl"] == "fused" for one in found):
-                    red.append(f"no row of the fused backend at {width}x{height}")
+                if not any(one["impl"] == FUSED["backend"] for one in found):
+                    red.append(f"no row of {FUSED['backend']} at {width}x{height}")
             torch.cuda.empty_cache()
         _settle(red, unfit)
 
@@ -270,7 +275,7 @@ def kernels(emit: Emit) -> None:
     for name, op in kernel.all_ops().items():
         for width, height in kernel.SIZES:
             try:
-                red += emitted(emit, kernel.measure({name: op}, height, width, _RUNS, "cuda"))
+                red += emitted(emit, kernel.measure({name: op}, height, width, _RUNS, DEVICE))
             except torch.OutOfMemoryError:
                 unfit.append(f"{name} {width}x{height}")
             torch.cuda.empty_cache()
@@ -285,7 +290,7 @@ def training(emit: Emit) -> None:
     red: list[str] = []
     for size in train.SIZES:
         for stage in train.STAGES:
-            red += emitted(emit, train.measure(stage, size, _RUNS, "cuda"))
+            red += emitted(emit, train.measure(stage, size, _RUNS, DEVICE))
     _settle(red, [])
 
 
@@ -338,12 +343,13 @@ def _each_op_once() -> None:
     """What compute-sanitizer watches."""
     import torch
 
+    from srgan_fast.bench.device import synchronise
     from srgan_fast.bench.kernel import all_ops
 
     for op in all_ops().values():
         for case in op.CASES:
-            op.run(**case.inputs("cuda", torch.float16))
-    torch.cuda.synchronize()
+            op.run(**case.inputs(DEVICE, torch.float16))
+    synchronise(DEVICE)
 
 
 if __name__ == "__main__":

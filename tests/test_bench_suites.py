@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from srgan_fast.backends.probe import Unavailable
-from srgan_fast.bench import ceiling, frame, kernel, peers, plot, readme, table, train
+from srgan_fast.bench import ceiling, frame, kernel, parts, peers, plot, readme, table, train
 from srgan_fast.bench.claims import verify
 from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
 from srgan_fast.bench.peers import compile as compile_peer
 from srgan_fast.bench.record import ROOT, content_id, latency
 from srgan_fast.cli.bench import bench
-from srgan_fast.errors import BackendUnavailable, SRGANFastError, UsageError
+from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError, UsageError
 from srgan_fast.features import VGG19
 from srgan_fast.model import CompactConfig, Discriminator, Generator, GeneratorConfig, SRVGGNetCompact
+from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load, save
 
 Record = dict[str, Any]
@@ -263,6 +264,78 @@ def test_peers_upscale_as_the_plain_network_does(name: str, tmp_path: Path, capl
     before = copy.deepcopy(model.network.state_dict())
     peers.available(name).make(model, "cpu")
     assert all(torch.equal(before[key], value) for key, value in model.network.state_dict().items())
+
+
+# --- the parts of make gpu ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_cpu(tiny: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The parts of the table with a CPU for a GPU and eager for fused; where their records go."""
+    monkeypatch.setattr(parts, "DEVICE", "cpu")
+    monkeypatch.setattr(parts, "MODEL", tiny)
+    monkeypatch.setattr(parts, "FUSED", {"backend": "eager", "device": "cpu", "precision": "fp32"})
+    monkeypatch.setattr(parts, "_RUNS", 1)
+    monkeypatch.setattr(parts, "_FLAT_FRAMES", 100)
+    monkeypatch.setattr(parts, "_TO_1080P", (5, 3))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling()})
+    monkeypatch.setattr(kernel, "SIZES", ((5, 3),))
+    small_networks(monkeypatch)
+    monkeypatch.delitem(train.SIZES, "paper")
+    return []
+
+
+def test_timed_parts_keep_what_they_measure(on_a_cpu: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+    for run in (parts.frames([(7, 9)], (1, 2)), parts.kernels, parts.training):
+        on_a_cpu.clear()
+        run(on_a_cpu.append)
+        assert [one["suite"] for one in on_a_cpu[:3]][:2] == ["ceiling"] * 2
+        for one in on_a_cpu:
+            one["env"]["dirty"] = False
+            one["id"] = content_id(one)
+        for one in on_a_cpu:
+            verify(one, on_a_cpu)
+    printed = capsys.readouterr().out
+    for said in ("tiny, 7x9 LR, batch 2", "doubling (whole), 5x3 LR", "training paper-srgan-vgg54"):
+        assert said in printed
+
+
+def test_a_timed_part_fails_with_its_gates(on_a_cpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling(wrong=1.0)})
+    with pytest.raises(SRGANFastError, match="gates: run fp32 at doubling"):
+        parts.kernels(on_a_cpu.append)
+    monkeypatch.setitem(parts.FUSED, "backend", "fused")
+    with pytest.raises(SRGANFastError, match="no row of fused at 7x9"):
+        parts.frames([(7, 9)])(on_a_cpu.append)
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(frame, "measure", full)
+    with pytest.raises(SRGANFastError, match="did not fit into memory: 7x9 batch 1, 5x5 batch 1"):
+        parts.frames([(7, 9), (5, 5)])(on_a_cpu.append)
+
+
+def test_checks_of_the_engine(on_a_cpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parts, "host_waits", lambda run: [])
+    monkeypatch.setattr(parts, "_GRAPH_SIZES", ((3, 2), (1, 1)))
+    for run in (parts.op_parity, parts.graph, parts.memory_flat):
+        run(on_a_cpu.append)
+    assert [one["name"] for one in on_a_cpu] == ["op_parity", "graph", "memory_flat"]
+    assert all(one["quality"]["gate"] == "pass" for one in on_a_cpu)
+    assert on_a_cpu[0]["raw"]["architecture"] == "sm_90"
+    # Buffers that the next call overwrites: both results are then the second frame's.
+    honest, buffer = Upscaler.__call__, torch.zeros(1, 8, 12, 3, dtype=torch.uint8)
+    monkeypatch.setattr(Upscaler, "__call__", lambda self, frames, **how: buffer.copy_(honest(self, frames, **how)))
+    monkeypatch.setattr(parts, "_GRAPH_SIZES", ((3, 2),))
+    with pytest.raises(ParityError, match="1 of 2 failed: 3x2, frame 0"):
+        parts.graph(on_a_cpu.append)
+    monkeypatch.setattr(Upscaler, "__call__", honest)
+    monkeypatch.setattr(parts, "host_waits", lambda run: ["cudaStreamSynchronize"])
+    with pytest.raises(ParityError, match="cudaStreamSynchronize"):
+        parts.graph(on_a_cpu.append)
+    assert [one["derived"] for one in on_a_cpu[-2:]] == [{}, {}]
 
 
 # --- tables and the plot ----------------------------------------------------------------------------------------
