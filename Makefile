@@ -6,7 +6,7 @@ GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test slow soak bench gpu gpu-stamp lint wheel clean
+.PHONY: demo test slow soak kernels bench gpu gpu-stamp lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -39,6 +39,10 @@ gpu:
 # Before a copy without .git goes to a GPU machine: notes the commit in bench/results/stamp.json, which has to go along.
 gpu-stamp:
 	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp
+
+# Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
+kernels: $(READY)
+	$(TEST_ENV) $(BIN)/python tests/kernel_table.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

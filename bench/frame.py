@@ -131,7 +131,7 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
         found["plain", "tf32"] = lambda: _plain(model, frames, "tf32")
         found["channels_last", "fp16"] = lambda: _plain(model, frames, "fp16", torch.channels_last)
     for backend, entry in BACKENDS.items():
-        if isinstance(entry.probe(), Ok):
+        if isinstance(entry.probe(device), Ok):
             for precision in precisions:
                 found[backend, precision] = _maker(model, frames, backend, device, precision)
     for name in with_peers:

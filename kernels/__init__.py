@@ -1,1 +1,68 @@
-"""GPU kernels, one folder an op, each beside its reference; and the rule by which they are held equal."""
+"""GPU kernels, one folder an op, each beside its reference; and the rule by which they are held equal.
+
+An op is a package with `reference.py` (plain PyTorch, any dtype), `kernel.py` (Triton), `cases.py` (what it is tested
+and timed with) and, in `__init__.py`, its contract, `run`, which takes the fastest implementation that the device has,
+and the same as a `torch.library` operator.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from types import ModuleType
+
+import torch
+
+OPS = {
+    name: f"srgan_fast.kernels.{name}"
+    for name in ("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu")
+}
+
+# The oldest architecture whose tensor cores Triton's pointer kernels are compiled and tested for.
+_OLDEST = 80
+
+
+def load(op: str) -> ModuleType:
+    """The package of an op.
+
+    Raises:  KeyError for an unknown name
+    """
+    return importlib.import_module(OPS[op])
+
+
+def interpreting() -> bool:
+    """Whether Triton runs its kernels on the CPU, step by step: for tests, far too slow for use."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def why_not_triton(device: torch.device) -> tuple[str, str] | None:
+    """Why the Triton kernels cannot run on a device and what would change that; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed", "pip install triton"
+    if interpreting():
+        return None
+    if device.type != "cuda":
+        return (
+            f"the kernels need an NVIDIA GPU, and the device is {device}",
+            "choose --device cuda on a machine with one",
+        )
+    if architecture(device) < _OLDEST:
+        return f"sm_{architecture(device)} has no tensor cores that the kernels use", "take sm_80 (Ampere) or later"
+    return None
+
+
+def architecture(device: torch.device) -> int:
+    """The compute capability of a GPU as in sm_90; that of the oldest supported one for the interpreter."""
+    if device.type != "cuda":
+        return _OLDEST
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def implementations(op: str, device: torch.device) -> dict[str, str | None]:
+    """The implementations of an op, fastest first, each with the reason why it does not run on a device, or None."""
+    if op not in OPS:
+        raise KeyError(op)
+    reason = why_not_triton(device)
+    return {"triton": reason[0] if reason else None, "reference": None}

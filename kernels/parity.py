@@ -7,13 +7,68 @@ bounded by dtype. Pure data movement has no tolerance at all.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from srgan_fast.kernels import load
+from srgan_fast.kernels.cases import in_double
+from srgan_fast.kernels.contract import LEVELS
+
 # RMS error over RMS of the truth.
 RMS_BOUND = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How near a whole network's picture must be to float32's, on the range [0, 1]."""
+
+    max_error: float
+    psnr_db: float
+
+
+# By precision. float32 sums in another order only; one level in 255 is 0.0039.
+GATES = {
+    "fp32": Gate(0.1 / 255, 90.0),
+    "fp16": Gate(3 / 255, 60.0),
+    "bf16": Gate(12 / 255, 45.0),
+    "int8": Gate(16 / 255, 40.0),
+}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two pictures compared: whether the gate is passed, and by what figures; PSNR is infinite for equal ones."""
+
+    passed: bool
+    max_error: float
+    psnr_db: float
+    gate: Gate
+
+    def __str__(self) -> str:
+        word = "pass" if self.passed else "FAIL"
+        return (
+            f"{word}: max error {255 * self.max_error:.3f}/255 (allowed {255 * self.gate.max_error:g}/255),"
+            f" {self.psnr_db:.1f} dB (at least {self.gate.psnr_db:g})"
+        )
+
+
+def agree(picture: Tensor, reference: Tensor, precision: str) -> Agreement:
+    """Hold a fast network's picture against the gate of its precision; a value that is not finite fails.
+
+    Shapes:  both alike
+    Units:   both in [0, 1]
+    Raises:  ValueError for pictures of different shapes, or empty ones; KeyError for an unknown precision
+    """
+    _alike(picture, reference)
+    gate = GATES[precision]
+    error = (picture.double() - reference.double()).abs()
+    max_error, mse = float(error.max()), float(error.square().mean())
+    psnr_db = -10 * math.log10(mse) if mse > 0 else math.inf
+    finite = bool(torch.isfinite(picture).all() and torch.isfinite(reference).all())
+    return Agreement(finite and max_error <= gate.max_error and psnr_db >= gate.psnr_db, max_error, psnr_db, gate)
 
 
 @dataclass(frozen=True)
@@ -79,3 +134,24 @@ def _alike(*tensors: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) != 1 or tensors[0].numel() == 0:
         raise ValueError(f"expected tensors of one shape with at least one value, got {shapes}")
+
+
+def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:
+    """Every case of an op on a device: its name, and how its fastest implementation compares with the reference.
+
+    Integer results are held to what rounding the op's own float result gives, bit for bit.
+    """
+    module = load(op)
+    reports = []
+    for case in module.CASES:
+        arguments = case.inputs(device, dtype)
+        fast = module.run(**arguments)
+        if fast.is_floating_point():
+            truth = module.reference(**in_double(arguments))
+            report = compare(fast, module.reference(**arguments), truth, dtype, floor=case.floor)
+        else:
+            floats = module.run(**{**arguments, "dtype": torch.float32})
+            levels = LEVELS[fast.dtype]
+            report = compare_exact(fast, (floats * levels + 0.5).floor().to(torch.int32).to(fast.dtype))
+        reports.append((case.name, report))
+    return reports

@@ -7,7 +7,7 @@ SRResNet family is one parser, because its members differ only in names and in h
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgan_fast.errors import WeightsError
+from srgan_fast.layers import EPS, arrangements, as_instance, layers_of, natural, orders, parsed
 from srgan_fast.model import Generator, GeneratorConfig
 
 # A colour range: one number for all channels, or one a channel.
@@ -70,73 +71,6 @@ def bounds(colour_range: Range) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-# --- layers in order --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One module of a checkpoint: `kind` is conv, norm or prelu; a separable convolution has two parts."""
-
-    kind: str
-    parts: tuple[dict[str, Tensor], ...]
-
-    @property
-    def outputs(self) -> int:
-        return self.parts[-1]["weight"].shape[0]
-
-    @property
-    def inputs(self) -> int:
-        first = self.parts[0]["weight"]
-        return first.shape[0] if len(self.parts) == 2 else first.shape[1]
-
-
-def _layers(tensors: Mapping[str, Tensor]) -> list[_Layer] | None:
-    """Group tensors into modules, in order; None if some module is of another kind."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        prefix, _, leaf = key.rpartition(".")
-        if leaf != "num_batches_tracked":
-            modules.setdefault(prefix, {})[leaf] = value
-    layers: list[_Layer] = []
-    for parts in modules.values():
-        weight = parts.get("weight")
-        if weight is None or weight.numel() == 0:
-            return None
-        if weight.dim() == 4 and set(parts) <= {"weight", "bias"}:
-            pointwise = weight.shape[2:] == (1, 1)
-            if pointwise and layers and layers[-1].kind == "depthwise":
-                layers[-1] = _Layer("conv", (layers[-1].parts[0], parts))
-            else:
-                depthwise = weight.shape[1] == 1 and weight.shape[0] > 1
-                layers.append(_Layer("depthwise" if depthwise else "conv", (parts,)))
-        elif weight.dim() == 1 and set(parts) == {"weight", "bias", "running_mean", "running_var"}:
-            layers.append(_Layer("norm", (parts,)))
-        elif weight.dim() == 1 and set(parts) == {"weight"}:
-            layers.append(_Layer("prelu", (parts,)))
-        else:
-            return None
-    return layers
-
-
-_ROLES = {"conv": 0, "cnn": 0, "bn": 1, "norm": 1, "prelu": 2, "relu": 2, "act": 2}
-
-
-def _natural(key: str) -> list[tuple[int, int, str]]:
-    """Sorts block10 after block2, and within a block conv1, bn1, prelu, conv2, bn2: the order in which they run."""
-    parts = []
-    for part in key.split("."):
-        match = re.fullmatch(r"(.*?)(\d{0,9})", part, flags=re.DOTALL)
-        word, number = match.groups() if match else (part, "")
-        parts.append((int(number) if number else 1, _ROLES.get(word, 0), word))
-    return parts
-
-
-def _orders(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """As saved, and as counted: formats that sort their keys lose the order of the modules."""
-    yield tensors
-    yield {key: tensors[key] for key in sorted(tensors, key=_natural)}
-
-
 # --- the SRResNet family ----------------------------------------------------------------------------------------
 
 
@@ -151,6 +85,8 @@ class _Dialect:
     activation: str
     norm: str = "none"  # of blocks that carry no normalisation tensors
     unused: str = r"(?!)"  # parameters that the project registers but never applies
+    slope: float | None = None  # of activations without parameters; None: there are none such
+    eps: float = EPS  # of the batch normalisation at LR resolution
 
     def order(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """The tensors in the order in which they run; None if the names are not this project's."""
@@ -162,9 +98,11 @@ class _Dialect:
             ranks[key] = rank
         if len(set(ranks.values())) < len(self.parts):
             return None
-        ordered = sorted(tensors, key=lambda key: (ranks[key], _natural(key)))
+        ordered = sorted(tensors, key=lambda key: (ranks[key], natural(key)))
         return {key: tensors[key] for key in ordered if not re.match(self.unused, key)}
 
+
+_PYTORCH_GAN = (r"conv1\.", r"res_blocks\.", r"conv2\.", r"upsampling\.", r"conv3\.0\.")
 
 _DIALECTS = (
     _Dialect("leftthomas", (r"block\d+\.",), _UNIT, _SIGNED, "tanh"),
@@ -175,6 +113,13 @@ _DIALECTS = (
         _SIGNED,
         "tanh",
         norm="instance",
+    ),
+    _Dialect(  # that of 2021, whose last convolution is followed by a Tanh
+        "Lornatang",
+        (r"conv1\.", r"trunk\.", r"conv2\.", r"(upsampling|subpixel_conv)\.", r"conv3\.0\."),
+        _UNIT,
+        _UNIT,
+        "tanh",
     ),
     _Dialect(
         "Lornatang",
@@ -200,215 +145,139 @@ _DIALECTS = (
         # Every block registers an activation, also the two kinds that are told not to use it.
         unused=r"(residual\.\d+\.block2|convblock)\.act\.",
     ),
+    _Dialect(
+        "aladdinpersson",
+        (r"initial\.", r"residuals\.", r"convblock\.", r"upsamples\.", r"final\."),
+        _UNIT,
+        _SIGNED,
+        "tanh",
+        unused=r"(residuals\.\d+\.block2|convblock)\.act\.",
+    ),
+    _Dialect("PyTorch-GAN", _PYTORCH_GAN, _IMAGENET, _IMAGENET, "tanh", eps=0.8),
+    _Dialect("PyTorch-GAN", _PYTORCH_GAN, _IMAGENET, _IMAGENET, "tanh", slope=0.0),  # of 2018, with ReLU
+    _Dialect(
+        "twtygqyy",
+        (r"conv_input\.", r"residual\.", r"conv_mid\.", r"bn_mid\.", r"upscale4x\.", r"conv_output\."),
+        _UNIT,
+        _UNIT,
+        "none",
+        slope=0.2,
+    ),
+    _Dialect(
+        "dongheehand",
+        (r"conv01\.", r"body\.", r"conv02\.", r"tail\.", r"last_conv\."),
+        _SIGNED,
+        _SIGNED,
+        "tanh",
+    ),
 )
 
 
-# The biases of convolutions that a normalisation may follow.
-_INNER_BIAS = re.compile(r"(body\.\d+\.conv[12]|skip\.0)(\.[01])?\.bias")
+_TREATMENTS: tuple[tuple[Range, Range, str], ...] = (
+    (_UNIT, _SIGNED, "tanh"),
+    (_UNIT, _SIGNED, "none"),
+    (_UNIT, _UNIT, "none"),
+    (_UNIT, _UNIT, "tanh"),
+    (_SIGNED, _SIGNED, "tanh"),
+    (_SIGNED, _SIGNED, "none"),
+    (_IMAGENET, _SIGNED, "tanh"),
+    (_IMAGENET, _IMAGENET, "tanh"),
+)
+# Mean error on a smooth picture: real networks stay below it when read rightly, and well above when not.
+_GOOD_ERROR = 0.05
 
 
-class _Mismatch(Exception):
-    """The layers are not those of an SRResNet."""
+@dataclass(frozen=True)
+class _Reading:
+    """A network and how it treats colours, which its tensors do not tell."""
 
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    input_range: Range
+    output_range: Range
 
-class _Parser:
-    """Reads layers in the order of an SRResNet and collects their tensors under our names."""
-
-    def __init__(self, layers: list[_Layer]) -> None:
-        self.layers, self.position = layers, 0
-        self.tensors: dict[str, Tensor] = {}
-
-    def peek(self, ahead: int = 0) -> _Layer | None:
-        index = self.position + ahead
-        return self.layers[index] if index < len(self.layers) else None
-
-    def take(self, kind: str, name: str) -> _Layer:
-        layer = self.peek()
-        if layer is None or layer.kind != kind:
-            raise _Mismatch
-        for part_index, part in enumerate(layer.parts):
-            prefix = f"{name}.{part_index}" if len(layer.parts) == 2 else name
-            for leaf, value in part.items():
-                self.tensors[f"{prefix}.{leaf}"] = value
-        if kind == "norm":
-            self.tensors[f"{name}.num_batches_tracked"] = torch.tensor(0)
-        self.position += 1
-        return layer
-
-    def optional(self, kind: str, name: str) -> bool:
-        layer = self.peek()
-        if layer is None or layer.kind != kind:
-            return False
-        self.take(kind, name)
-        return True
-
-    def parse(self) -> dict[str, Any]:
-        """The configuration; the tensors are left in `self.tensors`."""
-        head = self.take("conv", "head.0")
-        width, kernel = head.outputs, head.parts[0]["weight"].shape[-1]
-        slopes = [self.take("prelu", "head.1").outputs]
-        blocks = 0
-        norm = False
-        while self._is_block(width):
-            name = f"body.{blocks}"
-            self.take("conv", f"{name}.conv1")
-            norm = self.optional("norm", f"{name}.norm1")
-            slopes.append(self.take("prelu", f"{name}.prelu").outputs)
-            self.take("conv", f"{name}.conv2")
-            if norm:
-                self.take("norm", f"{name}.norm2")
-            blocks += 1
-        self.take("conv", "skip.0")
-        if self.optional("norm", "skip.1"):
-            skip_end = "norm"
-        else:
-            skip_end = "prelu" if self.optional("prelu", "skip.1") else "none"
-        stages = 0
-        while (layer := self.peek()) is not None and layer.kind == "conv" and layer.outputs == 4 * width:
-            self.take("conv", f"upsample.{stages}.conv")
-            slopes.append(self.take("prelu", f"upsample.{stages}.prelu").outputs)
-            stages += 1
-        output = self.take("conv", "output")
-        if self.peek() is not None or output.outputs != 3 or head.inputs != 3 or blocks == 0 or not 1 <= stages <= 3:
-            raise _Mismatch
-        return {
-            "scale": 2**stages,
-            "blocks": blocks,
-            "width": width,
-            "norm": "batch" if norm else "none",
-            "prelu": "channel" if max(slopes) > 1 else "shared",
-            "kernel": kernel,
-            "skip_end": skip_end,
-            "bias": any(map(_INNER_BIAS.fullmatch, self.tensors)),
-            "separable": len(head.parts) == 2,
-        }
-
-    def _is_block(self, width: int) -> bool:
-        """A convolution of the trunk's width, perhaps a norm, PReLU, then another convolution of that width."""
-        after = 2 if (layer := self.peek(1)) is not None and layer.kind == "norm" else 1
-        first, slopes, second = self.peek(), self.peek(after), self.peek(after + 1)
-        if first is None or slopes is None or second is None or slopes.kind != "prelu":
-            return False
-        return all(
-            layer.kind == "conv" and layer.inputs == width and layer.outputs == width for layer in (first, second)
-        )
-
-
-def _parsed(ordered: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    layers = _layers(ordered)
-    if layers is None:
-        return None
-    parser = _Parser(layers)
-    try:
-        config = parser.parse()
-        return config, _completed(config, parser.tensors)
-    except _Mismatch:
-        return None
-
-
-def _completed(config: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Write out what a project may leave implicit, then hold every tensor against the network's own shapes."""
-    try:
+    def error(self) -> float:
+        """Mean error on a smooth picture."""
+        axis = torch.linspace(0.1, 0.9, 24)
+        picture = torch.stack([axis.expand(24, 24), axis[:, None].expand(24, 24), axis.flip(0).expand(24, 24)])[None]
+        want = F.interpolate(picture, scale_factor=self.config["scale"], mode="bilinear", align_corners=False)
         with torch.device("meta"):
-            wanted = Generator(GeneratorConfig(**config)).state_dict()
-    except ValueError as error:
-        raise _Mismatch from error
-    slopes = re.compile(r".*prelu\.weight|(head|skip)\.1\.weight")
-    full = {}
-    for key, want in wanted.items():
-        value = tensors.get(key)
-        if value is None and key.endswith(".bias"):
-            value = torch.zeros(want.shape)
-        elif value is not None and value.shape == (1,) and slopes.fullmatch(key):
-            value = value.expand(want.shape).clone()
-        if value is None or value.shape != want.shape:
-            raise _Mismatch
-        full[key] = value
-    if tensors.keys() - wanted.keys():
-        raise _Mismatch
-    return full
+            network = Generator(GeneratorConfig(**self.config)).eval()
+        stored = {key: value.float() if value.is_floating_point() else value for key, value in self.tensors.items()}
+        network.load_state_dict(stored, assign=True)
+        low, high = bounds(self.input_range)
+        with torch.inference_mode():
+            out = network(picture * (high - low) + low)
+        low, high = bounds(self.output_range)
+        error = float((((out - low) / (high - low)).clamp(0, 1) - want).abs().mean())
+        return error if error == error else 1.0  # a network that gives no numbers at all comes last
 
-
-def _instance(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The same tensors read as a network with InstanceNorm, whose usual form stores nothing and needs no bias."""
-    kept = {key: value for key, value in tensors.items() if not _INNER_BIAS.fullmatch(key) or value.any()}
-    config = {**config, "norm": "instance", "skip_end": "norm", "bias": any(map(_INNER_BIAS.fullmatch, kept))}
-    return config, _completed(config, kept)
+    def recognised(self, layout: str, why: str) -> Recognised:
+        return Recognised(
+            layout,
+            "srresnet",
+            self.config,
+            self.tensors,
+            self.input_range,
+            self.output_range,
+            assumptions=(f"{_said(self)}: {why}",),
+        )
 
 
 def _srresnet_family(tensors: Mapping[str, Tensor]) -> Recognised | None:
     for dialect in _DIALECTS:
         ordered = dialect.order(tensors)
-        parsed = _parsed(ordered) if ordered is not None else None
-        if parsed is None:
+        found = parsed(ordered, dialect.slope, dialect.eps) if ordered is not None else None
+        if found is None:
             continue
-        config, ours = parsed
+        config, ours = found
         if dialect.norm == "instance" and config["norm"] == "none" and config["skip_end"] == "none":
-            config, ours = _instance(config, ours)
-        config["activation"] = dialect.activation
-        return Recognised(
-            dialect.name,
-            "srresnet",
-            config,
-            ours,
-            dialect.input_range,
-            dialect.output_range,
-            assumptions=(
-                f"{_said(config, dialect.input_range, dialect.output_range)}: as the {dialect.name} code has it",
-            ),
-        )
-    for order in _orders(tensors):
-        if (parsed := _parsed(order)) is not None:
-            return _by_trial(*parsed)
-    return None
+            config, ours = as_instance(config, ours)
+        named = _Reading({**config, "activation": dialect.activation}, ours, dialect.input_range, dialect.output_range)
+        return _as_named(dialect.name, named)
+    for order in orders(tensors):
+        if (found := parsed(order)) is not None:
+            return _by_trial(*found)
+    fitting = [found for order in arrangements(tensors) if (found := parsed(order)) is not None]
+    return _by_trial(*fitting[0]) if len(fitting) == 1 else None
 
 
-def _said(config: dict[str, Any], input_range: Range, output_range: Range) -> str:
-    said = f"input {_SPOKEN[input_range]}, output {_SPOKEN[output_range]}, output activation {config['activation']}"
-    return said + (", InstanceNorm where no normalisation is stored" if config["norm"] == "instance" else "")
+def _said(reading: _Reading) -> str:
+    said = f"input {_SPOKEN[reading.input_range]}, output {_SPOKEN[reading.output_range]}"
+    said += f", output activation {reading.config['activation']}"
+    return said + (", InstanceNorm where no normalisation is stored" if reading.config["norm"] == "instance" else "")
+
+
+def _as_named(name: str, named: _Reading) -> Recognised:
+    """As the project's code has it, unless that makes nonsense of a smooth picture and the usual treatment does not."""
+    said = f"as the {name} code has it"
+    wrong = named.error()
+    if wrong > _GOOD_ERROR:
+        chosen, error = min(_trials(named.config, named.tensors), key=lambda trial: trial[1])
+        if error < min(_GOOD_ERROR, wrong / 4):
+            return chosen.recognised(
+                name, f"not {said}, which does not return a smooth picture (mean error {wrong:.3f}, now {error:.3f})"
+            )
+    return named.recognised(name, said)
 
 
 def _by_trial(config: dict[str, Any], tensors: dict[str, Tensor]) -> Recognised:
     """Names say nothing: take the treatment of colours under which a smooth picture comes back as itself."""
-    axis = torch.linspace(0.1, 0.9, 24)
-    picture = torch.stack([axis.expand(24, 24), axis[:, None].expand(24, 24), axis.flip(0).expand(24, 24)])[None]
-    want = F.interpolate(picture, scale_factor=config["scale"], mode="bilinear", align_corners=False)
-    readings = [(config, tensors)]
+    trials = _trials(config, tensors)
     if config["norm"] == "none" and config["skip_end"] == "none":
-        readings.append(_instance(config, tensors))
-    trials: list[tuple[float, dict[str, Any], dict[str, Tensor], Range, Range]] = []
-    for read_config, read_tensors in readings:
-        for input_range, output_range, activation in (
-            (_UNIT, _SIGNED, "tanh"),
-            (_UNIT, _SIGNED, "none"),
-            (_UNIT, _UNIT, "none"),
-            (_SIGNED, _SIGNED, "tanh"),
-            (_SIGNED, _SIGNED, "none"),
-            (_IMAGENET, _SIGNED, "tanh"),
-        ):
-            trial = {**read_config, "activation": activation}
-            with torch.device("meta"):
-                network = Generator(GeneratorConfig(**trial)).eval()
-            stored = {key: value.float() if value.is_floating_point() else value for key, value in read_tensors.items()}
-            network.load_state_dict(stored, assign=True)
-            low, high = bounds(input_range)
-            with torch.inference_mode():
-                out = network(picture * (high - low) + low)
-            low, high = bounds(output_range)
-            error = float((((out - low) / (high - low)).clamp(0, 1) - want).abs().mean())
-            # A network that gives no numbers at all comes last.
-            trials.append((error if error == error else 1.0, trial, read_tensors, input_range, output_range))
-    error, chosen, ours, input_range, output_range = min(trials, key=lambda each: each[0])
-    said = _said(chosen, input_range, output_range)
-    return Recognised(
-        "SRResNet family",
-        "srresnet",
-        chosen,
-        ours,
-        input_range,
-        output_range,
-        assumptions=(f"{said}: of the usual ones, what returns a smooth picture best (mean error {error:.3f})",),
-    )
+        trials += _trials(*as_instance(config, tensors))
+    chosen, error = min(trials, key=lambda trial: trial[1])
+    said = f"of the usual ones, what returns a smooth picture best (mean error {error:.3f})"
+    return chosen.recognised("SRResNet family", said)
+
+
+def _trials(config: dict[str, Any], tensors: dict[str, Tensor]) -> list[tuple[_Reading, float]]:
+    """The usual treatments of colours, each with its error."""
+    readings = [
+        _Reading({**config, "activation": activation}, tensors, input_range, output_range)
+        for input_range, output_range, activation in _TREATMENTS
+    ]
+    return [(reading, reading.error()) for reading in readings]
 
 
 # --- other networks ---------------------------------------------------------------------------------------------
@@ -416,8 +285,8 @@ def _by_trial(config: dict[str, Any], tensors: dict[str, Tensor]) -> Recognised:
 
 def _compact(tensors: Mapping[str, Tensor]) -> Recognised | None:
     """SRVGGNetCompact: convolutions with PReLU between them, the last to 3 x scale^2 channels."""
-    for ordered in _orders(tensors):
-        layers = _layers(ordered)
+    for ordered in orders(tensors):
+        layers = layers_of(ordered)
         if layers is None or len(layers) < 3 or any(len(layer.parts) > 1 for layer in layers):
             continue
         kinds = [layer.kind for layer in layers]
@@ -440,13 +309,13 @@ def _compact(tensors: Mapping[str, Tensor]) -> Recognised | None:
 
 
 def _msrresnet(tensors: Mapping[str, Tensor]) -> Recognised | None:
-    """MSRResNet of BasicSR (body.N, upconvN) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
+    """MSRResNet of BasicSR (body.N or recon_trunk.N, upconvN) and of mmagic (trunk_net.N, upsampleN.upsample_conv)."""
     names = (
         (r"conv_first\.(\w+)", r"head.\1"),
-        (r"(?:body|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
+        (r"(?:body|recon_trunk|trunk_net)\.(\d+)\.conv([12])\.(\w+)", r"body.\1.conv\2.\3"),
         (r"(?:upconv1|upsample1\.upsample_conv)\.(\w+)", r"upsample.0.\1"),
         (r"(?:upconv2|upsample2\.upsample_conv)\.(\w+)", r"upsample.1.\1"),
-        (r"conv_hr\.(\w+)", r"refine.\1"),
+        (r"(?:conv_hr|HRconv)\.(\w+)", r"refine.\1"),
         (r"conv_last\.(\w+)", r"output.\1"),
     )
     ours: dict[str, Tensor] = {}

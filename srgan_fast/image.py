@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import secrets
 import struct
 import threading
 import warnings
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def read(path: Path) -> Picture:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the name and its permissions") from error
+    except InputError:
+        raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {str(path)!r}: {error}; check the name") from error
     if not data:
@@ -148,23 +150,12 @@ def write(path: Path, picture: Picture) -> None:
     """
     check_target(path, picture)
     try:
-        target = path.resolve()  # a link stays a link, what it points to is replaced
-        # No image suffix: what a killed process leaves is never taken for a picture.
-        part = target.parent / f".{secrets.token_hex(8)}.part"
-        try:
-            # The mode that any new file gets here, which a temporary file's would not be.
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-                # Not straight into the file: Pillow's encoders take a short write, as on a full disk, for success.
-                buffer = io.BytesIO()
-                _encode(buffer, target.suffix.lower(), picture)
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
+        target = path.resolve()  # its suffix counts, not that of a link to it
+        with atomic(target) as file:
+            # Not straight into the file: Pillow's encoders take a short write, as on a full disk, for success.
+            buffer = io.BytesIO()
+            _encode(buffer, target.suffix.lower(), picture)
+            file.write(buffer.getbuffer())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {path}: {reason}; free some space or name another folder") from error

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Norm = Literal["batch", "none", "instance"]
+Norm = Literal["batch", "none", "instance", "instance-affine"]
 PReLU = Literal["shared", "channel"]
 Activation = Literal["none", "tanh"]
 
@@ -54,8 +54,8 @@ def _prelu(kind: PReLU, width: int) -> nn.PReLU:
 def _norm(kind: Norm, width: int) -> nn.Module:
     if kind == "batch":
         return nn.BatchNorm2d(width)
-    if kind == "instance":
-        return nn.InstanceNorm2d(width)
+    if kind in ("instance", "instance-affine"):
+        return nn.InstanceNorm2d(width, affine=kind == "instance-affine")
     return nn.Identity()
 
 

@@ -8,6 +8,7 @@ border of the frame a window ends where the frame ends, because there the networ
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from srgan_fast.errors import MemoryBudgetError, UsageError
 # A tail of this many bytes fits the caches and page tables comfortably; larger bands gain nothing on a CPU.
 _BAND_BYTES = 192 << 20
 _SMALLEST_BAND = 16
-_SMALLEST_TILE = 16
+SMALLEST_TILE = 16
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Footprint:
 
     Units:  bytes a LR pixel: `trunk_bytes` while the trunk runs, `kept_bytes` of its result, `tail_bytes` that the tail
             adds for each pixel of a band with its halo; radii in LR pixels. `radius` is None when a layer looks at
-            the whole frame.
+            the whole frame. `pixels` is the most that a window may have, where there is such a limit.
     """
 
     trunk_bytes: float
@@ -33,6 +34,13 @@ class Footprint:
     tail_bytes: float
     radius: int | None
     tail_radius: int
+    pixels: int | None = None
+
+    def band(self, height: int, width: int) -> int:
+        """Rows of a band that is comfortable: all of them where bands save nothing."""
+        if self.tail_bytes == 0:
+            return height
+        return max(_SMALLEST_BAND, int(_BAND_BYTES / (self.tail_bytes * width)))
 
     def peak_bytes(self, height: int, width: int, band: int) -> int:
         """Working memory of one frame, beyond its input and output."""
@@ -67,11 +75,15 @@ def _spans(length: int, size: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one frame is run: in bands of `band` rows, and in tiles that keep `tile` pixels a side unless it is None."""
+    """How frames are run: in bands of `band` rows, in tiles that keep `tile` pixels a side unless it is None.
+
+    `frames` of them run at once, and `peak_bytes` is what that takes.
+    """
 
     band: int
     tile: int | None
     peak_bytes: int
+    frames: int = 1
 
 
 def plan(
@@ -92,29 +104,29 @@ def plan(
                 "this network normalises over the whole frame, so tiles would change its picture; leave --tile out"
             )
         return _tiled(cost, height, width, tile, copy_bytes)
-    band = max(_SMALLEST_BAND, int(_BAND_BYTES / (cost.tail_bytes * width)))
-    whole = Plan(band, None, cost.peak_bytes(height, width, band))
-    if budget_bytes is None or whole.peak_bytes <= budget_bytes:
-        return whole
+    budget = math.inf if budget_bytes is None else budget_bytes
+    most_pixels = math.inf if cost.pixels is None else cost.pixels
+    band = cost.band(height, width)
     narrow = Plan(_SMALLEST_BAND, None, cost.peak_bytes(height, width, _SMALLEST_BAND))
-    if narrow.peak_bytes <= budget_bytes:
-        return narrow
+    for whole in (Plan(band, None, cost.peak_bytes(height, width, band)), narrow):
+        if whole.peak_bytes <= budget and height * width <= most_pixels:
+            return whole
     if cost.radius is None:
         raise MemoryBudgetError(
             f"this network normalises over the whole frame and cannot be tiled: {width}x{height} needs"
-            f" {narrow.peak_bytes / 2**20:.0f} MiB, {budget_bytes / 2**20:.0f} MiB are left; raise --memory"
+            f" {narrow.peak_bytes / 2**20:.0f} MiB, {budget / 2**20:.0f} MiB are left; raise --memory"
         )
     size = max(height, width)
     while True:
         candidate = _tiled(cost, height, width, size, copy_bytes)
-        if candidate.peak_bytes <= budget_bytes:
+        if candidate.peak_bytes <= budget and (size + 2 * cost.radius) ** 2 <= most_pixels:
             return candidate
-        if size <= _SMALLEST_TILE:
+        if size <= SMALLEST_TILE:
             raise MemoryBudgetError(
                 f"the smallest tile needs {candidate.peak_bytes / 2**20:.0f} MiB,"
-                f" {max(0, budget_bytes) / 2**20:.0f} MiB are left of the budget; raise --memory"
+                f" {max(0, budget) / 2**20:.0f} MiB are left of the budget; raise --memory"
             )
-        size = max(_SMALLEST_TILE, size * 7 // 8)
+        size = max(SMALLEST_TILE, size * 7 // 8)
 
 
 def _tiled(cost: Footprint, height: int, width: int, size: int, copy_bytes: int) -> Plan:
@@ -123,5 +135,5 @@ def _tiled(cost: Footprint, height: int, width: int, size: int, copy_bytes: int)
     rows, columns = (
         min(length, max(end - start for start, end in _spans(length, size)) + 2 * halo) for length in (height, width)
     )
-    band = max(_SMALLEST_BAND, int(_BAND_BYTES / (cost.tail_bytes * columns)))
+    band = cost.band(rows, columns)
     return Plan(band, size, cost.peak_bytes(rows, columns, band) + copy_bytes * rows * columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srgan_fast.backends import select
-from srgan_fast.errors import ShapeError, UsageError
+from srgan_fast.errors import MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.memory import give_back_freed, parse_memory, resident_bytes
-from srgan_fast.tiling import Plan, plan, tiles
+from srgan_fast.tiling import SMALLEST_TILE, Plan, plan, tiles
 from srgan_fast.weights import Model, load
 
 Layout = Literal["HWC", "NHWC", "CHW", "NCHW"]
@@ -21,6 +23,10 @@ Frames = TypeVar("Frames", Tensor, NDArray[Any])
 
 # What a run takes beside tensors: convolutions compiled for its shapes, thread stacks.
 _LIBRARY_BYTES = 16 << 20
+# Of a GPU's free memory, what a run may take: the rest is for what the allocator cannot use between its pieces.
+_FREE_SHARE = 0.9
+
+_log = logging.getLogger(__name__)
 
 _INTEGERS = (torch.uint8, torch.uint16)
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,14 +66,26 @@ class Upscaler:
 
         Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
         """
-        budget = None
         copy = 3 * itemsize * (1 + self.scale**2)  # a window's pixels before and after, while it is run by itself
-        if self.memory_bytes is not None:
-            # The process as it stands (the frames are in it already), and the results that will be added.
-            result = count * height * width * self.scale**2 * 3 * itemsize
-            budget = self.memory_bytes - resident_bytes() - result - _LIBRARY_BYTES
+        budget = self._budget(count * height * width * self.scale**2 * 3 * itemsize)
         cost = self._backend.footprint
-        return plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
+        cut = plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
+        if not self._backend.batches or cut.tile is not None:
+            return cut
+        together = count if budget is None else max(1, min(count, budget // max(1, cut.peak_bytes)))
+        return replace(cut, frames=together, peak_bytes=together * cut.peak_bytes)
+
+    def _budget(self, results_bytes: int) -> int | None:
+        """What a run may use beyond what is there already, the frames among it, and the results that it will add."""
+        if self.device == "cpu":
+            if self.memory_bytes is None:
+                return None
+            return self.memory_bytes - resident_bytes() - results_bytes - _LIBRARY_BYTES
+        held = torch.cuda.memory_allocated(self.device) - self._backend.reusable_bytes
+        if self.memory_bytes is not None:
+            return self.memory_bytes - held - results_bytes
+        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device)
+        return int(_FREE_SHARE * (free - held - results_bytes))
 
     def __call__(self, frames: Frames, *, layout: Layout | None = None, color: Literal["rgb", "bgr"] = "rgb") -> Frames:
         """Upscale one frame or a batch; see the class for what it takes."""
@@ -97,9 +115,33 @@ class Upscaler:
             out = frames.new_empty(n, 3, height * scale, width * scale).permute(0, 2, 3, 1)
         else:
             out = frames.new_empty(n, height * scale, width * scale, 3)
-        # One frame at a time: a batch would multiply the memory that was planned, and gains nothing on a CPU.
-        for i in range(n):
-            frame, result = frames[i : i + 1], out[i : i + 1]
+        while True:
+            try:
+                self._run_cut(frames, out, cut)
+                return out
+            except torch.OutOfMemoryError as error:
+                # Another process may have taken what was free when the plan was made.
+                smaller = self._smaller(cut, height, width)
+                if smaller is None:
+                    raise MemoryBudgetError(f"out of memory on {self.device} with the smallest tile") from error
+                _log.warning("out of memory on %s: tiles of %s instead of %s", self.device, smaller.tile, cut.tile)
+                cut = smaller
+                torch.cuda.empty_cache()
+
+    def _smaller(self, cut: Plan, height: int, width: int) -> Plan | None:
+        if cut.frames > 1:
+            return replace(cut, frames=cut.frames // 2)
+        size = (max(height, width) if cut.tile is None else cut.tile) // 2
+        if size < SMALLEST_TILE or self._backend.footprint.radius is None:
+            return None
+        return plan(self._backend.footprint, height, width, tile=size, budget_bytes=None)
+
+    def _run_cut(self, frames: Tensor, out: Tensor, cut: Plan) -> None:
+        n, height, width, _ = frames.shape
+        scale = self.scale
+        # A batch on a CPU would multiply the memory that was planned, and gain nothing.
+        for i in range(0, n, cut.frames):
+            frame, result = frames[i : i + cut.frames], out[i : i + cut.frames]
             if cut.tile is None or cut.tile >= max(height, width):
                 self._backend.run(frame, result, cut.band)
                 continue
@@ -107,12 +149,11 @@ class Upscaler:
                 y0, y1, x0, x1 = tile.read
                 top, bottom, left, right = tile.keep
                 window = frame[:, y0:y1, x0:x1].contiguous()
-                piece = window.new_empty(1, (y1 - y0) * scale, (x1 - x0) * scale, 3)
+                piece = window.new_empty(len(frame), (y1 - y0) * scale, (x1 - x0) * scale, 3)
                 self._backend.run(window, piece, cut.band)
                 result[:, top * scale : bottom * scale, left * scale : right * scale] = piece[
                     :, (top - y0) * scale : (bottom - y0) * scale, (left - x0) * scale : (right - x0) * scale
                 ]
-        return out
 
 
 def _device(device: str) -> str:

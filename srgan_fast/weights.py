@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import pickle
 import re
 import struct
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from srgan_fast import community
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError, UsageError, WeightsError
 from srgan_fast.model import ARCHITECTURES
 
@@ -33,14 +33,42 @@ _BUNDLED = Path(__file__).parent / "data"
 _KEY = "srgan_fast"
 _CHECK = "srgan_fast_sha256"  # of the metadata, as the digest is of the tensors
 
-# Where training scripts put a state_dict, the averaged weights first, and the names under which they put a generator
-# beside other networks.
-_CONTAINERS = (
-    *("params_ema", "ema_state_dict", "params", "state_dict", "model_state_dict", "generator_state_dict"),
-    *("generator", "model", "netG", "net"),
+# Where training scripts put a state_dict: averaged weights first, then a generator beside other networks, then the only
+# network; and the prefixes under which they put a generator's tensors beside others.
+_GENERATOR = r"(net_?|model_?)?(g|gen|generator)(_?(net|model))?"
+_STATE = r"(_?(model_?)?(state_?dict|state|params|weights))?"
+_CONTAINERS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(params|model|net|{_GENERATOR})?_?ema(_?model)?{_STATE}",
+        r"params",
+        _GENERATOR + _STATE,
+        rf"(model|net|network)?{_STATE}",
+    )
 )
-_GENERATORS = ("generator_ema.", "generator.", "netG.", "net_g.", "g_model.")
+_PREFIXES = (
+    re.compile(r"(generator|gen|net_?G|G)_ema\.", re.IGNORECASE),
+    re.compile(r"(generator|gen|net_?G|g_?model|model_?g)\.", re.IGNORECASE),
+    re.compile(r"G\."),
+)
 _WRAPPERS = re.compile(r"(_orig_mod|module|model|net)\.")
+
+
+# What scripts save beside the weights, such as their options or a best score: read as nothing at all.
+_IGNORED = (
+    *("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath"),
+    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
+)
+
+
+class _Ignored:
+    """Stands for an object in a checkpoint whose class is not looked at, let alone run."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -139,16 +167,8 @@ def save(
     text = json.dumps(asdict(info), sort_keys=True)
     content = safetensors.torch.save(tensors, {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()})
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as part:
-            try:
-                part.write(content)
-                part.flush()
-                os.fsync(part.fileno())
-                os.chmod(part.name, 0o644)
-                os.replace(part.name, path)
-            except BaseException:
-                os.unlink(part.name)
-                raise
+        with atomic(path) as file:
+            file.write(content)
     except OSError as error:
         raise OutputError(f"cannot write the weights to {path}: {error.strerror}; name a writable folder") from error
     return info
@@ -206,7 +226,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                     raise WeightsError(f"{member!r:.60} in {path} does not match its checksum: damaged; fetch it again")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old pickle formats, which is not the user's concern
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
+                content = torch.load(path, map_location="cpu", weights_only=True)
         return _checked(path, unwrap(content, path.name)), {}
     except WeightsError:
         raise
@@ -221,8 +242,7 @@ def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
     Raises:  WeightsError if there are none
     """
     for _ in range(4):  # not for ever: a pickled dictionary may hold itself
-        if isinstance(content, Mapping):
-            content = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
+        content = _inner(content)
     items = content.items() if isinstance(content, Mapping) else ()
     tensors = {str(key): value.detach() for key, value in items if isinstance(value, Tensor)}
     # A lone number without a dot in its name is a counter beside the network, such as that of an averaged model.
@@ -230,13 +250,32 @@ def unwrap(content: object, file_name: str) -> dict[str, Tensor]:
     if not tensors:
         raise WeightsError(f"expected tensors by name in {file_name}, got none; save the generator's state_dict")
     while True:
-        prefix = next((name for name in _GENERATORS if any(key.startswith(name) for key in tensors)), None)
+        prefix = next((match[0] for rule in _PREFIXES for key in tensors if (match := rule.match(key))), None)
         if prefix is None:
             match = _WRAPPERS.match(next(iter(tensors)))
             if match is None or not all(key.startswith(match[0]) for key in tensors):
                 return tensors
             prefix = match[0]
         tensors = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _inner(content: object) -> object:
+    """What a dictionary holds under a name that is usual for the network, else its only network, else itself."""
+    if not isinstance(content, Mapping):
+        return content
+    inner = {str(key): value for key, value in content.items() if isinstance(value, Mapping) and value}
+    for rule in _CONTAINERS:
+        for key, value in inner.items():
+            if rule.fullmatch(key) and any(isinstance(item, (Tensor, Mapping)) for item in value.values()):
+                return value
+    if any(isinstance(value, Tensor) and value.dim() == 4 for value in content.values()):
+        return content
+    networks = [
+        value
+        for value in inner.values()
+        if any(isinstance(item, Tensor) and item.dim() == 4 and isinstance(name, str) for name, item in value.items())
+    ]
+    return networks[0] if len(networks) == 1 else content
 
 
 def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
@@ -290,6 +329,8 @@ def _checked(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             raise WeightsError(f"{key!r:.60} of {path} claims more numbers than the file holds; fetch it again")
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise WeightsError(f"{key!r:.60} of {path} holds NaN or infinity; take an earlier checkpoint")
+        if key.endswith(".running_var") and (value < 0).any():
+            raise WeightsError(f"{key!r:.60} of {path} holds a negative variance: damaged; fetch it again")
     return tensors
 
 
@@ -300,6 +341,10 @@ def _first_line(error: Exception) -> str:
 def _unreadable(path: Path, error: Exception) -> str:
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return f"{path} holds Python objects, and loading them could run code; save its state_dict alone"
+    if "TorchScript" in str(error):
+        return f"{path} holds a TorchScript program, which would be run as code; save its state_dict alone"
+    if isinstance(error, pickle.UnpicklingError):  # what torch says of it is a page of advice
+        error = pickle.UnpicklingError("neither begins like one")
     hint = "; ncnn weights need their .param file beside them" if path.suffix == ".bin" else ""
     return (
         f"expected safetensors or PyTorch weights, got a file that cannot be read as such: {path}"

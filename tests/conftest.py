@@ -1,13 +1,17 @@
-"""What every test shares: a GPU that is missing skips, or fails where one is required."""
+"""What tests share: the command line, a small network, data, a missing GPU, the process of Triton's interpreter."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from interpreter import Child, hand_back, wants_child
 
 ROOT = Path(__file__).resolve().parent.parent
+_CHILD = pytest.StashKey[Child]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +28,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.skip(reason="no NVIDIA GPU"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+    if not wants_child(item):
+        return None
+    stash = item.config.stash
+    if _CHILD not in stash:
+        stash[_CHILD] = Child([other for other in item.session.items if wants_child(other)])
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in stash[_CHILD].reports(item):
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_HandBack(config))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _CHILD in config.stash:
+        config.stash[_CHILD].stop()
+
+
+class _HandBack:
+    """The hook of a report knows no configuration, so it is kept here."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        hand_back(self._config, report)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of benchmark images and community checkpoints, which the project does not ship."""
@@ -31,3 +68,36 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no benchmark data: set SRGAN_FAST_SHARED_DATA to a folder that has Set5/ and weights/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights of a small x4 network."""
+    import torch
+
+    from srgan_fast import weights
+    from srgan_fast.model import Generator, GeneratorConfig
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """The command as a user gives it -> exit code, stdout, stderr, those of C libraries too; no traceback passes."""
+    from srgan_fast.cli import main
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["srgan-fast", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return code, out, err
+
+    return call

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import errno
+import io
 import json
 import os
 from collections.abc import Callable
@@ -20,22 +22,19 @@ from srgan_fast.bench.claims import Claim, judge, load_claims, load_records, ver
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import ROOT, content_id, latency, record, source_digest, sources_behind
 from srgan_fast.bench.timer import interleave
-from srgan_fast.cli.bench import bench
+from srgan_fast.cli.bench import _append, bench
 from srgan_fast.cli.check import check
 from srgan_fast.errors import MemoryBudgetError, OutputError, ParityError, UsageError
 from srgan_fast.kernels import parity
-from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.weights import load, save
+from srgan_fast.weights import load
 
 Record = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save(path, Generator(GeneratorConfig(blocks=1, width=8)), name="tiny", recipe={})
-    return str(path)
+def tiny(tiny: Path) -> str:
+    """As users name weights: a string."""
+    return str(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -436,3 +435,22 @@ def test_the_readme_is_fresh() -> None:
 def test_a_record_does_not_say_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["srgan-fast", "bench", "--runs", "9", "--json", "/home/someone/out.jsonl"])
     assert record("frame", "x")["command"] == "srgan-fast bench --runs 9 --json out.jsonl"
+
+
+def test_records_are_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "records.jsonl"
+
+    def full(self: Path, mode: str = "r") -> io.TextIOWrapper:
+        with open(self, mode) as file:
+            file.write("half a rec")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path.write_text("before\n")
+    monkeypatch.setattr(Path, "open", full)
+    for _ in range(2):
+        with pytest.raises(OutputError, match="No space left"):
+            _append(path, "a record\n")
+        monkeypatch.undo()
+        assert not path.exists() or path.read_text() == "before\n"
+        path.unlink(missing_ok=True)
+        monkeypatch.setattr(Path, "open", full)

@@ -377,7 +377,7 @@ def test_parts_of_a_gpu_run_are_told_apart() -> None:
 
 
 def test_the_pytest_benchmark_suites_are_collected() -> None:
-    files = [f"bench/suite_{name}.py" for name in ("frame", "train")]
+    files = [f"bench/suite_{name}.py" for name in ("frame", "kernel", "train")]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,34 +14,8 @@ import torch
 from PIL import Image
 
 from srgan_fast import weights
-from srgan_fast.cli import main
-from srgan_fast.model import Generator, GeneratorConfig
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["srgan-fast", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 0
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return code, said.out, said.err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    weights.save(path, Generator(GeneratorConfig(blocks=1, width=4)), name="tiny", recipe={})
-    return path
 
 
 @pytest.fixture
@@ -141,3 +116,65 @@ def test_check_passes_here(run: Run) -> None:
     assert "backend eager: available" in out
     assert out.count(": pass") == 6
     assert "FAIL" not in out
+
+
+COMMAND = [sys.executable, "-c", "from srgan_fast.cli import main; main()"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["data", "list"], ["--help"], ["convert", "{tiny}", "{folder}/out.safetensors"]])
+def test_what_is_printed_onto_a_full_disk(arguments: list[str], tiny: Path, tmp_path: Path) -> None:
+    words = [each.format(tiny=tiny, folder=tmp_path) for each in arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1), done.stderr
+    assert "No space left" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["evaluate", "{}"], ["convert", "{}", "out.safetensors"], ["upscale", "{}", "o.png"]]
+)
+def test_a_file_that_may_not_be_looked_at(
+    run: Run, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Path.exists and is_dir of Python 3.11 raise PermissionError for what lies in a folder that may not be entered."""
+    plain = Path.stat
+
+    def stat(path: Path, **options: bool) -> object:
+        if path.name == "locked.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    code, _, err = run(*(each.format(tmp_path / "locked.png") for each in arguments))
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "Permission denied" in err
+
+
+def test_a_stop_is_said(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(weights, "convert", stopped)
+    assert run("convert", "in.pth", tmp_path / "out.safetensors") == (130, "", "srgan-fast: stopped\n")
+
+
+def test_train_refuses_a_name_with_a_folder(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("train", tmp_path, tmp_path / "run", "--name", "a/b")
+    assert code == 2
+    assert "--name" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_kaggle_preset_reads_pairs_where_there_are_some(run: Run, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for folder, side in (("high", 48), ("low", 24)):
+            (tmp_path / part / folder).mkdir(parents=True)
+            Image.new("RGB", (side, side), (90, 60, side)).save(tmp_path / part / folder / "a.png")
+    small = ("--preset", "kaggle-blur-x2", "--steps", 1, "--batch", 1, "--crop", 16, "--blocks", 1, "--width", 4)
+    code, out, _ = run("train", tmp_path, tmp_path / "run", *small)
+    assert code == 0
+    assert "LR is read" in out
+    assert "1 images, 0 skipped" in out
+    code, out, _ = run("train", tmp_path, tmp_path / "made", *small, "--degradation", "gaussian")
+    assert (code, "4 images, 0 skipped" in out) == (0, True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import http.server
 import json
 import math
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -18,14 +20,15 @@ import torch
 from PIL import Image
 
 from srgan_fast import weights
-from srgan_fast.cli import main
 from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
-from srgan_fast.evaluate.metrics import score
-from srgan_fast.evaluate.report import Report
+from srgan_fast.evaluate.metrics import PROTOCOLS, score
+from srgan_fast.evaluate.report import Report, write_text
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
+
+Run = Callable[..., tuple[int, str, str]]
 
 
 def save(path: Path, height: int, width: int, *, grey: bool = False, flat: bool = False) -> torch.Tensor:
@@ -47,21 +50,6 @@ def hr_folder(tmp_path: Path) -> Path:
     save(folder / "a.png", 32, 51, grey=True)
     (folder / "notes.txt").write_text("not an image")
     return folder
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["srgan-fast", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 # Results.
@@ -100,18 +88,18 @@ def test_an_infinite_psnr_is_null_with_a_note(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tiny(tmp_path: Path) -> Path:
+def tiny_x2(tmp_path: Path) -> Path:
     torch.manual_seed(3)
-    path = tmp_path / "tiny.safetensors"
-    weights.save(path, Generator(GeneratorConfig(scale=2, blocks=2, width=8)).eval(), name="tiny", recipe={})
+    path = tmp_path / "tiny_x2.safetensors"
+    weights.save(path, Generator(GeneratorConfig(scale=2, blocks=2, width=8)).eval(), name="tiny_x2", recipe={})
     return path
 
 
-def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny: Path) -> None:
+def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny_x2: Path) -> None:
     seen: list[Comparison] = []
-    results = evaluate(hr_folder, weights=tiny, on_image=seen.append)
-    assert (results["method"], results["scale"], results["precision"]) == ("tiny", 2, "fp32")
-    network = weights.load(tiny).network
+    results = evaluate(hr_folder, weights=tiny_x2, on_image=seen.append)
+    assert (results["method"], results["scale"], results["precision"]) == ("tiny_x2", 2, "fp32")
+    network = weights.load(tiny_x2).network
     for comparison in seen:
         with torch.no_grad():
             raw = network(comparison.lr[None] / 255.0)
@@ -120,7 +108,7 @@ def test_weights_run_in_fp32_on_the_reference(hr_folder: Path, tiny: Path) -> No
         assert (expected - comparison.sr.to(torch.float32)).abs().max() <= 1
         assert (expected != comparison.sr).float().mean() < 0.01
     with pytest.raises(UsageError, match="expected scale 2"):
-        evaluate(hr_folder, weights=tiny, scale=4)
+        evaluate(hr_folder, weights=tiny_x2, scale=4)
 
 
 @pytest.mark.parametrize(
@@ -236,7 +224,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_command(run: Callable[..., tuple[int, str, str]], hr_folder: Path, tmp_path: Path) -> None:
+def test_the_command(run: Run, hr_folder: Path, tmp_path: Path) -> None:
     page, file = tmp_path / "page.html", tmp_path / "scores.json"
     (hr_folder / "b.png").rename(hr_folder / "b&<i>.png")
     code, out, _ = run(
@@ -259,22 +247,53 @@ def test_the_command(run: Callable[..., tuple[int, str, str]], hr_folder: Path, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hr", "page.html", "scores.json"]
 
 
-def test_json_to_stdout_is_only_json(run: Callable[..., tuple[int, str, str]], hr_folder: Path) -> None:
+def test_the_report_says_how_it_was_measured(hr_folder: Path) -> None:
+    report = Report()
+    results = evaluate(hr_folder, method="bicubic", protocol=["y601", "paper"], on_image=report.add)
+    results["images"][0]["scores"]["paper"] = {"psnr_db": None, "ssim": 1.0, "note": "as good as it gets"}
+    page = report.page(results)
+    assert "2 images, LR made by imresize, computed in fp32." in page
+    assert "LR from" not in page
+    for name in ("y601", "paper"):
+        assert page.count(html.escape(PROTOCOLS[name].description)) == 1
+        assert page.count(f"<td>{name}</td>") == 3  # the mean and two images
+    assert "<td>inf</td><td>1.0000</td>" in page
+    assert page.count("as good as it gets") == 1
+    # A whole number of pixels on the screen for each pixel of the crop, which is as large as the images allow.
+    assert "--width: 48; --height: 32" in page
+    assert "--width: 36; --height: 44" in page
+    assert re.findall(r"--zoom: (\d+)\s*[;}]", page) == ["1", "2"]
+
+    for entry in results["images"]:
+        entry["lr"] = "<small>.png"
+    page = report.page(results)
+    assert "LR read from files" in page
+    assert page.count("LR from &lt;small&gt;.png") == 2
+
+
+def test_json_to_stdout_is_only_json(run: Run, hr_folder: Path) -> None:
     code, out, _ = run("evaluate", hr_folder, "--method", "nearest", "--json", "-")
     assert code == 0
     assert json.loads(out)["method"] == "nearest"
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
-def test_no_place_for_the_result(
-    run: Callable[..., tuple[int, str, str]], hr_folder: Path, tmp_path: Path, option: str
-) -> None:
+def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, option: str) -> None:
     for target in (tmp_path / "absent" / "file", hr_folder):
         code, out, err = run("evaluate", hr_folder, "--method", "bicubic", option, target)
         assert code == OutputError.exit_code
         assert out == ""
         assert err.startswith("srgan-fast: expected a file in a folder that exists")
         assert err.count("\n") == 1
+
+
+def test_a_pipe_is_not_replaced(run: Run, hr_folder: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code, _, err = run("evaluate", hr_folder, "--method", "bicubic", "--report", tmp_path / "pipe")
+    assert code == OutputError.exit_code
+    assert err.count("\n") == 1
+    assert "not a regular file" in err
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
@@ -284,17 +303,19 @@ def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
     report = Report()
     report.add(Comparison("one.png", lr, imresize_up(lr, 4), hr, {}))
     sizes, found = [], {}
-    for label, data in report._crops[0]:
+    (crops,) = report._crops
+    for label, data in crops.files.items():
         (tmp_path / label).write_bytes(data)
         with Image.open(tmp_path / label) as image:
             sizes.append(image.size)
             found[label] = np.array(image)
-    assert sizes == [(40, 40), (160, 160), (160, 160), (160, 160)]
+    assert sizes == [(36, 36), (144, 144), (144, 144), (144, 144)]
+    assert (crops.width, crops.height) == (144, 144)
     assert (found["HR"] == 255).sum() == (hr == 255).sum()
     np.testing.assert_array_equal(found["bicubic"], found["SR"])
 
 
-def test_set5_by_the_command(run: Callable[..., tuple[int, str, str]], shared_data: Path) -> None:
+def test_set5_by_the_command(run: Run, shared_data: Path) -> None:
     if not (shared_data / "Set5").is_dir():
         pytest.skip(f"no Set5 in {shared_data}")
     options = ("--method", "bicubic", "--protocol", "y601,paper", "--json", "-")
@@ -352,9 +373,7 @@ def small_set(
     return pages
 
 
-def test_fetch_and_verify(
-    run: Callable[..., tuple[int, str, str]], small_set: dict[str, tuple[int, bytes, int]], tmp_path: Path
-) -> None:
+def test_fetch_and_verify(run: Run, small_set: dict[str, tuple[int, bytes, int]], tmp_path: Path) -> None:
     folder = tmp_path / "new" / "set"
     code, out, err = run("data", "fetch", "set5", "--to", folder)
     assert (code, err) == (0, "")
@@ -388,7 +407,7 @@ def test_fetch_and_verify(
     ],
 )
 def test_a_bad_download_leaves_nothing(
-    run: Callable[..., tuple[int, str, str]],
+    run: Run,
     small_set: dict[str, tuple[int, bytes, int]],
     tmp_path: Path,
     name: str,
@@ -404,9 +423,7 @@ def test_a_bad_download_leaves_nothing(
     assert left <= {"known.png", "prefix.pth", "unknown.png"} - {name}
 
 
-def test_a_closed_network_gives_address_and_digest(
-    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_closed_network_gives_address_and_digest(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A port on which nothing listens.
     item = sets.Item("file.pth", "http://127.0.0.1:9/file.pth", "dcbb9e9d")
     monkeypatch.setitem(sets.COLLECTIONS, "vgg19", sets.Collection("vgg19", "weights", "there", "some", (item,)))
@@ -418,9 +435,7 @@ def test_a_closed_network_gives_address_and_digest(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_list_and_what_it_promises(
-    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_list_and_what_it_promises(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     code, out, _ = run("data", "list")
     assert code == 0
@@ -441,3 +456,19 @@ def test_set5_is_the_one_that_was_measured(shared_data: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"no Set5 in {shared_data}")
     assert {sets.state(item, folder) for item in sets.COLLECTIONS["set5"].items} == {"ok"}
+
+
+def test_text_into_a_pipe_or_through_a_link(tmp_path: Path) -> None:
+    """What is there is written to, never replaced by a file: as root, a device could be."""
+    os.mkfifo(tmp_path / "pipe")
+    got: list[str] = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "scores")
+    reader.join(timeout=10)
+    assert got == ["scores"]
+    assert (tmp_path / "pipe").is_fifo()
+    (tmp_path / "link").symlink_to("real")
+    write_text(tmp_path / "link", "more")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "more"

@@ -13,48 +13,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from srgan_fast import cli, image, weights
-from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast import image
 
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
-    return path
-
-
 @pytest.fixture
-def run(tiny: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """The command as a user gives it -> exit code, stdout, stderr; a traceback fails the test."""
+def run(run: Run, tiny: Path) -> Run:
+    """`srgan-fast upscale`, with the small network unless the test names one."""
 
-    def run(*arguments: object) -> tuple[int, str, str]:
-        words = [str(argument) for argument in arguments]
-        if "--weights" not in words and "--model" not in words:
-            words += ["--weights", str(tiny)]
-        monkeypatch.setattr(sys, "argv", ["srgan-fast", "upscale", *words])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capfd.readouterr()
-        return code, out, err
+    def upscale(*arguments: object) -> tuple[int, str, str]:
+        named = {"--weights", "--model"} & {str(argument) for argument in arguments}
+        return run("upscale", *arguments, *(() if named else ("--weights", tiny)))
 
-    return run
+    return upscale
 
 
 def one_line(result: tuple[int, str, str], code: int, message: str) -> None:
     assert result[0] == code, result
     assert message in result[2]
     assert result[2].count("\n") == 1, result[2]
-    assert "Traceback" not in result[2]
 
 
 def save(path: Path, height: int = 9, width: int = 7, channels: int = 3) -> Path:
@@ -275,3 +255,26 @@ def test_a_real_ctrl_c(tmp_path: Path, tiny: Path) -> None:
     written = files(out)
     assert 0 < len(written) < 400
     assert all(image.read(out / name).rgb.shape == (128, 128, 3) for name in written)
+
+
+def test_a_folder_does_not_become_a_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "a.png")
+    code, _, err = run(tmp_path / "in", tmp_path / "out.png")
+    assert code == 2
+    assert "must be one too" in err
+    assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("scale", [0, -4])
+def test_a_scale_that_is_none(run: Run, tmp_path: Path, scale: int) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    code, _, err = run(tmp_path / "a.png", tmp_path / "b.png", "--scale", scale)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "2 or more" in err
+
+
+def test_a_device_is_said_once(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("/dev/zero", tmp_path / "b.png")
+    assert code == 2
+    assert err.count("/dev/zero") == 1

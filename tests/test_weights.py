@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import hashlib
 import json
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import DIALECTS, SPECIAL, foreign, nameless, without_slopes
 from PIL import Image
 from torch import Tensor
 
@@ -43,125 +45,8 @@ def generator(**config: Any) -> Generator:
     return Generator(GeneratorConfig(**{**TINY, **config})).eval()
 
 
-# Our names -> the names of each project, in the order in which that project registers its modules.
-DIALECTS: dict[str, tuple[dict[str, Any], Callable[[str], str]]] = {
-    "leftthomas": (
-        {"bias": True, "activation": "tanh", "skip_end": "prelu"},
-        lambda key: rename(
-            key,
-            (r"head\.", "block1."),
-            (r"body\.(\d+)\.norm", lambda m: f"block{int(m[1]) + 2}.bn"),
-            (r"body\.(\d+)\.", lambda m: f"block{int(m[1]) + 2}."),
-            (r"skip\.", "block17."),
-            (r"upsample\.", "block18."),
-            (r"output\.", "block18.2."),
-        ),
-    ),
-    "Lornatang": (
-        {},
-        lambda key: rename(
-            key,
-            (r"head\.", "conv_block1."),
-            (r"body\.(\d+)\.conv1", r"trunk.\1.rcb.0"),
-            (r"body\.(\d+)\.norm1", r"trunk.\1.rcb.1"),
-            (r"body\.(\d+)\.prelu", r"trunk.\1.rcb.2"),
-            (r"body\.(\d+)\.conv2", r"trunk.\1.rcb.3"),
-            (r"body\.(\d+)\.norm2", r"trunk.\1.rcb.4"),
-            (r"skip\.", "conv_block2."),
-            (r"upsample\.(\d)\.conv", r"upsampling.\1.upsample_block.0"),
-            (r"upsample\.(\d)\.prelu", r"upsampling.\1.upsample_block.2"),
-            (r"output\.", "conv_block3."),
-        ),
-    ),
-    "sgrvinod": (
-        {"bias": True, "activation": "tanh"},
-        lambda key: rename(
-            key,
-            (r"head\.", "conv_block1.conv_block."),
-            (r"body\.(\d+)\.conv([12])", r"residual_blocks.\1.conv_block\2.conv_block.0"),
-            (r"body\.(\d+)\.norm([12])", r"residual_blocks.\1.conv_block\2.conv_block.1"),
-            (r"body\.(\d+)\.prelu", r"residual_blocks.\1.conv_block1.conv_block.2"),
-            (r"skip\.", "conv_block2.conv_block."),
-            (r"upsample\.", "subpixel_convolutional_blocks."),
-            (r"output\.", "conv_block3.conv_block.0."),
-        ),
-    ),
-    "goldhuang": (
-        {"bias": True, "activation": "tanh", "skip_end": "prelu"},
-        lambda key: rename(
-            key,
-            (r"head\.", "conv1."),
-            (r"body\.(\d+)\.conv1", lambda m: f"residual{int(m[1]) + 1}.net.0"),
-            (r"body\.(\d+)\.norm1", lambda m: f"residual{int(m[1]) + 1}.net.1"),
-            (r"body\.(\d+)\.prelu", lambda m: f"residual{int(m[1]) + 1}.net.2"),
-            (r"body\.(\d+)\.conv2", lambda m: f"residual{int(m[1]) + 1}.net.3"),
-            (r"body\.(\d+)\.norm2", lambda m: f"residual{int(m[1]) + 1}.net.4"),
-            (r"skip\.", "conv2."),
-            (r"upsample\.(\d)\.conv", r"upsample.\1.net.0"),
-            (r"upsample\.(\d)\.prelu", r"upsample.\1.net.2"),
-            (r"output\.", "upsample.2."),
-        ),
-    ),
-    "Swift-SRGAN": (
-        {"activation": "tanh", "separable": True, "prelu": "channel"},
-        lambda key: rename(
-            key,
-            (r"head\.1", "initial.act"),
-            (r"head\.0\.0", "initial.cnn.depthwise"),
-            (r"head\.0\.1", "initial.cnn.pointwise"),
-            (r"body\.(\d+)\.conv([12])\.0", r"residual.\1.block\2.cnn.depthwise"),
-            (r"body\.(\d+)\.conv([12])\.1", r"residual.\1.block\2.cnn.pointwise"),
-            (r"body\.(\d+)\.norm([12])", r"residual.\1.block\2.bn"),
-            (r"body\.(\d+)\.prelu", r"residual.\1.block1.act"),
-            (r"skip\.0\.0", "convblock.cnn.depthwise"),
-            (r"skip\.0\.1", "convblock.cnn.pointwise"),
-            (r"skip\.1", "convblock.bn"),
-            (r"upsample\.(\d)\.conv\.0", r"upsampler.\1.conv.depthwise"),
-            (r"upsample\.(\d)\.conv\.1", r"upsampler.\1.conv.pointwise"),
-            (r"upsample\.(\d)\.prelu", r"upsampler.\1.act"),
-            (r"output\.0", "final_conv.depthwise"),
-            (r"output\.1", "final_conv.pointwise"),
-        ),
-    ),
-    "Fast-SRGAN": (
-        {"norm": "instance", "activation": "tanh", "kernel": 3},
-        lambda key: (
-            "_orig_mod."
-            + rename(
-                key,
-                (r"head\.", "neck."),
-                (r"body\.(\d+)\.prelu", r"stem.\1.relu1"),
-                (r"body\.", "stem."),
-                (r"skip\.", "bottleneck."),
-                (r"upsample\.", "upsampling."),
-                (r"output\.", "head.0."),
-            )
-        ),
-    ),
-}
-
-
-def rename(key: str, *rules: tuple[str, Any]) -> str:
-    for pattern, name in rules:
-        if re.match(pattern, key):
-            return re.sub(pattern, name, key, count=1)
-    raise AssertionError(key)
-
-
-def foreign(name: str, network: Generator) -> dict[str, Tensor]:
-    """The network's tensors as that project's checkpoints name them."""
-    tensors = {}
-    for key, value in network.state_dict().items():
-        renamed = DIALECTS[name][1](key)
-        tensors[renamed] = value
-        if name == "Swift-SRGAN" and re.match(r"(residual\.\d+\.block2|convblock)\.bn\.num", renamed):
-            # It registers slopes that it does not apply.
-            tensors[renamed.replace("bn.num_batches_tracked", "act.weight")] = torch.full((8,), 0.25)
-    return tensors
-
-
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
-    *((name, {}) for name in DIALECTS),
+    *((name, {}) for name in DIALECTS if name not in SPECIAL),
     ("leftthomas", {"skip_end": "norm"}),
     ("leftthomas", {"scale": 2}),
     ("leftthomas", {"blocks": 15}),
@@ -189,6 +74,159 @@ def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str, change:
         assert torch.equal(model.network(lr), network(lr))
 
 
+def load_foreign(tmp_path: Path, tensors: dict[str, Tensor]) -> list[weights.Model]:
+    torch.save(tensors, tmp_path / "foreign.pth")
+    safetensors.torch.save_file(
+        {key: value.clone() for key, value in tensors.items()}, tmp_path / "foreign.safetensors"
+    )
+    return [weights.load(tmp_path / f"foreign.{kind}") for kind in ("pth", "safetensors")]
+
+
+@pytest.mark.parametrize("norm", ["batch", "instance-affine"])
+def test_fixed_slopes_that_only_the_names_tell(tmp_path: Path, norm: str) -> None:
+    network = generator(norm=norm)
+    without_slopes(network, 0.2)
+    for bias in (
+        network.head[0].bias,
+        network.output.bias,
+        network.upsample[0].conv.bias,
+        network.upsample[1].conv.bias,
+    ):
+        bias.data.zero_()  # type: ignore[union-attr,operator]
+    kept = {
+        key.replace(".in", ".bn") if norm == "batch" else key: value
+        for key, value in foreign("twtygqyy", network).items()
+        if "unused" not in key and not re.fullmatch(r"(conv_input|upscale4x\.\d|conv_output)\.bias", key)
+    }
+    for model in load_foreign(tmp_path, kept):
+        assert "twtygqyy" in model.info.source
+        assert (model.info.input_range, model.info.output_range) == ((0.0, 1.0), (0.0, 1.0))
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+@pytest.mark.parametrize("slopes", [True, False])
+def test_batch_normalisation_of_another_kind(tmp_path: Path, slopes: bool) -> None:
+    """PyTorch-GAN normalises before each PixelShuffle, and with PReLU by sqrt(var + 0.8)."""
+    network = generator(**DIALECTS["PyTorch-GAN"][0])
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.running_var, 1, 2)  # type: ignore[arg-type]
+            torch.nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+    if not slopes:
+        without_slopes(network, 0.0)
+    tensors = {}
+    for key, value in foreign("PyTorch-GAN", network).items():
+        if key.endswith("running_var") and slopes:
+            tensors[key] = value - (0.8 - 1e-5)
+        elif match := re.fullmatch(r"upsampling\.([04])\.weight", key):
+            norm = f"upsampling.{int(match[1]) + 1}"
+            scale = torch.linspace(0.5, 2, len(value))
+            tensors |= {
+                key: value * 3 / scale.view(-1, 1, 1, 1),
+                f"{norm}.weight": scale,
+                f"{norm}.running_mean": scale,
+            }
+            tensors |= {f"{norm}.running_var": torch.full((len(value),), 9 - 1e-5)}
+            tensors |= {f"{norm}.bias": scale * scale / 3}
+        elif match := re.fullmatch(r"upsampling\.([04])\.bias", key):
+            tensors[key] = value * 3 / torch.linspace(0.5, 2, len(value))
+        elif slopes or value.shape != (1,):
+            tensors[key] = value
+    for model in load_foreign(tmp_path, tensors):
+        assert "PyTorch-GAN" in model.info.source
+        assert "ImageNet" in model.info.assumptions[0]
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.allclose(model.network(lr), network(lr), atol=1e-5)
+
+
+def test_a_last_kernel_smaller_than_the_first(tmp_path: Path) -> None:
+    network = generator(**DIALECTS["dongheehand"][0])
+    inside = network.output.weight.data[:, :, 3:6, 3:6].clone()  # type: ignore[union-attr,index]
+    network.output.weight.data.zero_()  # type: ignore[union-attr,operator]
+    network.output.weight.data[:, :, 3:6, 3:6] = inside  # type: ignore[union-attr,index]
+    tensors = foreign("dongheehand", network) | {"last_conv.body.0.weight": inside}
+    for model in load_foreign(tmp_path, tensors):
+        assert "dongheehand" in model.info.source
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+def test_a_last_activation_that_the_names_tell(tmp_path: Path) -> None:
+    """Lornatang's generator of 2021 ended in a Tanh, and its output range was that of its targets, [0, 1]."""
+    network = generator(activation="tanh")
+    tensors = {key.replace("conv3.", "conv3.0."): value for key, value in lornatang_of_2021(network).items()}
+    for model in load_foreign(tmp_path, tensors):
+        assert (model.info.config["activation"], model.info.output_range) == ("tanh", (0.0, 1.0))
+        lr = torch.rand(1, 3, 9, 7)
+        with torch.inference_mode():
+            assert torch.equal(model.network(lr), network(lr))
+
+
+def lornatang_of_2021(network: Generator) -> dict[str, Tensor]:
+    rules = (("conv_block", "conv"), ("rcb.0", "conv1"), ("rcb.1", "bn1"), ("rcb.2", "prelu"), ("rcb.3", "conv2"))
+    tensors = {}
+    for key, value in foreign("Lornatang", network).items():
+        for old, new in (*rules, ("rcb.4", "bn2"), ("upsampling", "subpixel_conv")):
+            key = key.replace(old, new)
+        tensors[key] = value
+    return tensors
+
+
+def test_names_that_promise_another_range_than_the_network_has(tmp_path: Path, shared_data: Path) -> None:
+    """A network that plainly works in other ranges than its names say is read as it works."""
+    tensors = torch.load(shared_data / "weights" / "leftthomas_srgan_x4_b5.pth", weights_only=True, map_location="cpu")
+    # The same function of an input in [-1, 1]: x/2 + 1/2 where it is taken in, but for the border.
+    weight = tensors["block1.0.weight"]
+    tensors["block1.0.weight"], tensors["block1.0.bias"] = (
+        weight / 2,
+        tensors["block1.0.bias"] + weight.sum((1, 2, 3)) / 2,
+    )
+    torch.save(tensors, tmp_path / "signed.pth")
+    info = weights.load(tmp_path / "signed.pth").info
+    assert (info.input_range, info.output_range, info.config["activation"]) == ((-1.0, 1.0), (-1.0, 1.0), "tanh")
+    assert "not as the leftthomas code has it" in info.assumptions[0]
+
+
+@pytest.mark.parametrize("late", [(), ("norm1",), ("prelu",), ("norm1", "norm2", "prelu")])
+def test_modules_that_are_registered_late_or_sorted(tmp_path: Path, late: tuple[str, ...]) -> None:
+    """A block registers what it likes when it likes, and a format may sort the parts of the network by their names."""
+    network = generator(bias=True)
+    names = {"head.0": "entry", "head.1": "entry_act", "skip.0": "join", "skip.1": "calm", "output": "exit"}
+    renamed = {}
+    for key, value in network.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        name = names.get(prefix, prefix.replace("body", "tower").replace("upsample", "grow"))
+        renamed[f"{name}.{leaf}"] = value
+    tensors: dict[str, Tensor] = {}
+    for wanted in (False, True):
+        for block in range(2):
+            for key, value in renamed.items():
+                if key.startswith(f"tower.{block}.") and (key.split(".")[2] in late) == wanted:
+                    tensors[key] = value
+    order = [key for key in renamed if not key.startswith("tower")]
+    at = order.index("join.weight")
+    tensors = {key: renamed[key] for key in (*order[:at], *tensors, *order[at:])}
+    for model in load_foreign(tmp_path, tensors):
+        for key, value in network.state_dict().items():
+            assert torch.equal(model.network.state_dict()[key], value)
+
+
+def test_an_order_that_is_not_clear_is_refused(tmp_path: Path) -> None:
+    network = generator(norm="none", skip_end="prelu")
+    parts = {"head.0": "c", "head.1": "d", "skip.0": "f", "skip.1": "b", "output": "g"}  # b or d may follow either
+    tensors = {}
+    for key, value in network.state_dict().items():
+        prefix, _, leaf = key.rpartition(".")
+        tensors[f"{parts.get(prefix, prefix)}.{leaf}"] = value
+    safetensors.torch.save_file(tensors, tmp_path / "unclear.safetensors")
+    with pytest.raises(WeightsError, match="not known"):
+        weights.load(tmp_path / "unclear.safetensors")
+
+
 @pytest.mark.parametrize(
     "wrap",
     [
@@ -198,6 +236,15 @@ def test_layouts_of_the_family_are_recognised(tmp_path: Path, name: str, change:
                                   "discriminator.0.weight": torch.ones(2, 2)}},
         lambda t: {"model": {"state_dict": {f"module._orig_mod.{key}": value for key, value in t.items()}}},
         lambda t: {"step": torch.tensor(7), "generator": t, "discriminator": {"a.weight": torch.ones(1)}},
+        lambda t: {"g_state_dict": t, "d_state_dict": {"a.weight": torch.ones(1, 1, 1, 1)}},
+        lambda t: {"D": {"a.weight": torch.ones(1, 1, 1, 1)}, "G": t},
+        lambda t: {"disc": {"a.weight": torch.ones(1, 1, 1, 1)}, "gen_state": t},
+        lambda t: {"model": {key: value * 0 for key, value in t.items()}, "ema": t},
+        lambda t: {"ema": {"decay": 0.999}, "model": t},
+        lambda t: {"weights": {"net_G": t, "net_D": {"a.weight": torch.ones(1, 1, 1, 1)}}},
+        lambda t: {"state_dict": {**{f"net_G.{k}": v for k, v in t.items()}, "net_D.0.weight": torch.ones(2, 2)}},
+        lambda t: {"state_dict": {"D.0.weight": torch.ones(2, 2), **{f"G.{k}": v for k, v in t.items()}}},
+        lambda t: {"epoch": 9, "our_network": t, "optimizer": {"state": {0: {"exp_avg": torch.ones(1, 1, 1, 1)}}}},
     ],
 )  # fmt: skip
 def test_what_scripts_wrap_around_a_generator_is_removed(tmp_path: Path, wrap: Callable[[Any], Any]) -> None:
@@ -228,14 +275,7 @@ def test_what_a_project_leaves_implicit_is_written_out(tmp_path: Path) -> None:
 
 def test_a_file_with_strange_names_is_told_by_its_tensors(tmp_path: Path) -> None:
     network = generator(blocks=11)  # sorted names put layer 10 before layer 2
-    names = {f"layer{index}.{key.rpartition('.')[2]}" for index, key in enumerate(network.state_dict())}
-    assert len(names) == len(network.state_dict())
-    prefixes: dict[str, str] = {}
-    tensors: dict[str, Tensor] = {}
-    for key, value in network.state_dict().items():
-        prefix, _, leaf = key.rpartition(".")
-        prefixes.setdefault(prefix, f"layer{len(prefixes)}")
-        tensors[f"{prefixes[prefix]}.{leaf}"] = value
+    tensors = nameless(network.state_dict())
     safetensors.torch.save_file(tensors, tmp_path / "strange.safetensors")
     model = weights.load(tmp_path / "strange.safetensors")
     assert model.info.config["blocks"] == 11
@@ -259,16 +299,16 @@ def test_compact_is_recognised(tmp_path: Path, scale: int, container: str) -> No
             assert torch.equal(weights.load(tmp_path / name).network(lr), compact(lr))
 
 
-@pytest.mark.parametrize("project", ["BasicSR", "mmagic"])
+@pytest.mark.parametrize("project", ["BasicSR", "BasicSR of 2019", "mmagic"])
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_msrresnet_is_recognised(tmp_path: Path, scale: int, project: str) -> None:
-    config = MSRResNetConfig(blocks=2, width=8, scale=scale, upsample_activation=project == "BasicSR")
+    config = MSRResNetConfig(blocks=2, width=8, scale=scale, upsample_activation=project != "mmagic")
     plain = MSRResNet(config).eval()
     for value in plain.parameters():
         torch.nn.init.normal_(value, std=0.2)
     names = {"head": "conv_first", "refine": "conv_hr", "output": "conv_last"}
     for stage in (0, 1):
-        names[f"upsample.{stage}"] = f"upconv{stage + 1}" if project == "BasicSR" else f"upsample{stage + 1}."
+        names[f"upsample.{stage}"] = f"upconv{stage + 1}" if project != "mmagic" else f"upsample{stage + 1}."
     tensors = {}
     for key, value in plain.state_dict().items():
         prefix, _, leaf = key.rpartition(".")
@@ -276,11 +316,13 @@ def test_msrresnet_is_recognised(tmp_path: Path, scale: int, project: str) -> No
         if project == "mmagic":
             name = name.replace("body", "trunk_net") + ("upsample_conv" if name.endswith(".") else "")
             name = f"generator.{name}"
+        if project.endswith("2019"):
+            name = name.replace("body", "recon_trunk").replace("conv_hr", "HRconv")
         tensors[f"{name}.{leaf}"] = value
-    torch.save({"params" if project == "BasicSR" else "state_dict": tensors}, tmp_path / "plain.pth")
+    torch.save({"state_dict" if project == "mmagic" else "params": tensors}, tmp_path / "plain.pth")
     lr = torch.rand(1, 3, 6, 5)
     model = weights.load(tmp_path / "plain.pth")
-    assert project in model.info.assumptions[0]
+    assert project.split()[0] in model.info.assumptions[0]
     with torch.inference_mode():
         got = model.network(lr)
         assert torch.equal(got, plain(lr))
@@ -358,6 +400,14 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert not (tmp_path / "evil-was-run").exists()
 
 
+def test_options_and_scores_beside_the_weights_are_passed_over(tmp_path: Path) -> None:
+    content = {"args": argparse.Namespace(out=Path("run"), scale=4), "best": np.float64(30.2), "epoch": np.int64(7)}
+    network = generator(**DIALECTS["goldhuang"][0])
+    torch.save({**content, "state_dict": foreign("goldhuang", network)}, tmp_path / "a.pth")
+    model = weights.load(tmp_path / "a.pth")
+    assert torch.equal(model.network.state_dict()["head.0.weight"], network.state_dict()["head.0.weight"])
+
+
 def test_numbers_that_a_file_claims_but_does_not_hold(tmp_path: Path) -> None:
     huge = {f"head.0.{leaf}": torch.zeros(1).expand(10**6, 3, 9, 9) for leaf in ("weight", "bias")}
     torch.save(huge, tmp_path / "huge.pth")
@@ -377,6 +427,21 @@ def test_numbers_that_are_not_numbers(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "nan.pth")
     with pytest.raises(WeightsError, match=r"body\.1\.norm2\.weight"):
         weights.load(tmp_path / "nan.pth")
+
+
+def test_a_variance_below_zero(tmp_path: Path) -> None:
+    tensors = generator().state_dict()
+    tensors["body.1.norm2.running_var"][3] = -1.0
+    torch.save(tensors, tmp_path / "negative.pth")
+    with pytest.raises(WeightsError, match="negative variance"):
+        weights.load(tmp_path / "negative.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
+    torch.jit.trace(generator(), torch.rand(1, 3, 4, 4)).save(tmp_path / "script.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(WeightsError, match="state_dict alone"):
+        weights.load(tmp_path / "script.pt")
 
 
 @pytest.mark.parametrize(
@@ -481,12 +546,8 @@ def test_real_checkpoints_score_what_they_should(shared_data: Path, name: str, p
 def test_real_checkpoints_are_recognised_without_their_names(shared_data: Path, tmp_path: Path, name: str) -> None:
     """The order of the tensors gives the network, and trying out the usual colour ranges gives the right one."""
     named = weights.load(shared_data / "weights" / name)
-    prefixes: dict[str, str] = {}
-    tensors = {}
-    for key, value in torch.load(shared_data / "weights" / name, weights_only=True, map_location="cpu").items():
-        prefix, _, leaf = key.rpartition(".")
-        tensors[f"{prefixes.setdefault(prefix, f'layer{len(prefixes)}')}.{leaf}"] = value
-    torch.save(tensors, tmp_path / "renamed.pth")
+    tensors = torch.load(shared_data / "weights" / name, weights_only=True, map_location="cpu")
+    torch.save(nameless(tensors), tmp_path / "renamed.pth")
     info = weights.load(tmp_path / "renamed.pth").info
     assert (info.config, info.input_range, info.output_range) == (
         named.info.config,

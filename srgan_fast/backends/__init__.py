@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from srgan_fast.backends import eager
+from srgan_fast.backends import eager, fused
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable, UsageError
 
@@ -30,6 +30,11 @@ class Backend(Protocol):
     name: str
     precision: str
     footprint: Footprint
+    batches: bool  # whether several frames at once are faster than one after another
+
+    @property
+    def reusable_bytes(self) -> int:
+        """Memory of the device that the backend holds and that the next frame will use again."""
 
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """Upscale frames [n, h, w, 3] into `out` [n, h*scale, w*scale, 3], same dtype, on the backend's device.
@@ -41,14 +46,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """How to ask for a backend and how to make it."""
+    """How to ask for a backend on a device, and how to make it from a model, a device and a precision."""
 
-    probe: Callable[[], Ok | Unavailable]
+    probe: Callable[[str], Ok | Unavailable]
     create: Callable[[Model, str, str], Backend]
 
 
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, BackendEntry] = {
+    "fused": BackendEntry(fused.probe, fused.FusedBackend),
     "eager": BackendEntry(eager.probe, eager.EagerBackend),
 }
 
@@ -61,15 +67,23 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
     if name != "auto":
         if name not in BACKENDS:
             raise UsageError(f"expected a backend of auto, {', '.join(BACKENDS)}, got {name!r}; see srgan-fast check")
-        answer = BACKENDS[name].probe()
+        answer = BACKENDS[name].probe(device)
         if isinstance(answer, Unavailable):
             raise BackendUnavailable(f"backend {name} is not available: {answer.reason}; {answer.fix}")
         return BACKENDS[name].create(model, device, precision)
     reasons: list[str] = []
     for candidate, entry in BACKENDS.items():
-        answer = entry.probe()
-        if isinstance(answer, Ok):
-            _log.info("backend %s chosen%s", candidate, f"; {'; '.join(reasons)}" if reasons else "")
-            return entry.create(model, device, precision)
-        reasons.append(f"not {candidate}: {answer.reason}")
+        answer = entry.probe(device)
+        if isinstance(answer, Unavailable):
+            reasons.append(f"not {candidate}: {answer.reason}")
+            continue
+        try:
+            backend = entry.create(model, device, precision)
+        except BackendUnavailable as error:
+            # It runs on this machine, but not this network on this device, or not rightly: worth a word to the user.
+            _log.warning("%s", error)
+            reasons.append(f"not {candidate}: {error}")
+            continue
+        _log.info("backend %s chosen%s", candidate, f"; {'; '.join(reasons)}" if reasons else "")
+        return backend
     raise BackendUnavailable(f"no backend is available: {'; '.join(reasons)}")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from srgan_fast.backends.probe import Ok
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, UsageError
+from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.memory import LiveBytes
 from srgan_fast.model import receptive_radius
 from srgan_fast.rewrite import folded, without_last_shuffle
@@ -21,19 +22,20 @@ from srgan_fast.tiling import Footprint
 from srgan_fast.weights import Model
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
-def probe() -> Ok:
+def probe(device: str) -> Ok:
     """Eager PyTorch runs wherever the package does."""
     return Ok()
 
 
 def choose_precision(precision: str, device: str) -> str:
-    """What `auto` means on a device: bf16 only on a CPU with AMX, where it is measured to pay; else fp32.
+    """What `auto` means on a device: fp16 on a GPU, bf16 on a CPU with AMX, where it is measured to pay, else fp32.
 
     Raises:  UsageError for an unknown name; BackendUnavailable for fp16 on a CPU
     """
+    if precision == "auto" and device != "cpu":
+        return "fp16"
     if precision == "auto":
         amx = device == "cpu" and torch.cpu._is_amx_tile_supported()
         return "bf16" if amx else "fp32"
@@ -60,6 +62,8 @@ class EagerBackend:
     """A rewritten copy of the network, run by PyTorch."""
 
     name = "eager"
+    batches = False
+    reusable_bytes = 0
 
     def __init__(self, model: Model, device: str, precision: str) -> None:
         self.precision = choose_precision(precision, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 
 from srgan_fast import __version__
 from srgan_fast.cli import bench, check, convert, data, evaluate, train, upscale
-from srgan_fast.errors import MemoryBudgetError, SRGANFastError
+from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
     name="srgan-fast",
@@ -47,10 +49,26 @@ app.add_typer(data.app, name="data")
 def main() -> None:
     """The entry point: one line and the documented exit code for every error that is the user's to mend."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
+    except SystemExit as stop:
+        if stop.code == Interrupted.exit_code:
+            print("srgan-fast: stopped", file=sys.stderr)
+        raise
     except SRGANFastError as error:
         print(f"srgan-fast: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except MemoryError:
         print("srgan-fast: out of memory; give a smaller --memory or --tile", file=sys.stderr)
         sys.exit(MemoryBudgetError.exit_code)
+    except OSError as error:
+        if error.filename is not None:
+            print(f"srgan-fast: cannot use {error.filename}: {error.strerror}; check its permissions", file=sys.stderr)
+            sys.exit(InputError.exit_code)
+        # What is left in the buffer would be tried again, and complained about, at the very end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:  # whoever closes a pipe has read enough
+            print(f"srgan-fast: cannot write the output: {error.strerror}; make room", file=sys.stderr)
+        sys.exit(OutputError.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -65,9 +66,11 @@ def bench(
         bool, typer.Option("--peers", help="frame: onnxruntime, OpenVINO and spandrel too, where installed.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.")
+        Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.", readable=False)
+    ] = None,
 ) -> None:
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
     if runs < 1:
@@ -179,12 +182,19 @@ def _print(records: list[dict[str, Any]]) -> None:
 
 
 def _append(out: Path | None, records: Iterable[dict[str, Any]]) -> None:
+    """Add the records to a file: all, or none."""
     if out is None:
         return
+    size = out.stat().st_size if out.is_file() else None
     try:
         with out.open("a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in records)
+            file.write("".join(json.dumps(one) + "\n" for one in records))
     except OSError as error:
+        with contextlib.suppress(OSError):
+            if size is not None:
+                os.truncate(out, size)
+            elif out.is_file():
+                out.unlink()
         raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
 
 

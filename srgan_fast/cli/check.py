@@ -5,6 +5,9 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from srgan_fast import __version__
 from srgan_fast.errors import ParityError
@@ -13,7 +16,11 @@ from srgan_fast.errors import ParityError
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
 
-def check() -> None:
+def check(
+    report: Annotated[
+        bool, typer.Option("--report", help="Also hold every kernel against its reference; a text to paste.")
+    ] = False,
+) -> None:
     """Say what this machine has and prove, on it, that the fast paths equal the reference."""
     import torch
 
@@ -38,10 +45,13 @@ def check() -> None:
     else:
         print("GPU: none that torch sees; look at nvidia-smi and CUDA_VISIBLE_DEVICES")
     for name, entry in BACKENDS.items():
-        answer = entry.probe()
+        answer = entry.probe(_devices()[-1])
         said = "available" if isinstance(answer, Ok) else f"not available: {answer.reason}; {answer.fix}"
         print(f"backend {name}: {said}")
     failed = [name for device in _devices() for name, passed in _parity(device) if not passed]
+    failed += [name for name, passed in _fused_parity() if not passed]
+    if report:
+        failed += [name for name, passed in _op_parity() if not passed]
     if failed:
         raise ParityError(
             f"expected every path to equal its reference, these do not: {', '.join(failed)};"
@@ -114,4 +124,53 @@ def _parity(device: str) -> list[tuple[str, bool]]:
                 f" {difference:.2e} (allowed {allowed:.2e})"
             )
             outcomes.append((f"{cut} {precision} on {device}", passed))
+    return outcomes
+
+
+def _fused_parity() -> list[tuple[str, bool]]:
+    """Print and return, for each precision of the fused backend, whether its self-check passes on this GPU."""
+    from srgan_fast.backends import fused
+    from srgan_fast.backends.probe import Unavailable
+    from srgan_fast.errors import BackendUnavailable
+    from srgan_fast.weights import load
+
+    device = _devices()[-1]
+    if isinstance(fused.probe(device), Unavailable):
+        return []
+    outcomes = []
+    for precision in ("fp16", "bf16", "fp32"):
+        try:
+            said = [str(outcome) for outcome in fused.FusedBackend(load("srresnet_x4"), device, precision).check]
+            print(f"parity fused {precision} on {device}: {'; '.join(said)}")
+            outcomes.append((f"fused {precision}", True))
+        except BackendUnavailable as error:
+            print(f"parity fused {precision} on {device}: FAIL: {error}")
+            outcomes.append((f"fused {precision}", False))
+    return outcomes
+
+
+def _op_parity() -> list[tuple[str, bool]]:
+    """Print and return, for each op and dtype, whether all of its cases pass on the best device here."""
+    import torch
+
+    from srgan_fast import kernels
+    from srgan_fast.kernels.parity import check_op
+
+    device = _devices()[-1]
+    dtypes = (torch.float16, torch.bfloat16, torch.float32) if device == "cuda" else (torch.float32,)
+    outcomes = []
+    for op in kernels.OPS:
+        runs = next(
+            name for name, reason in kernels.implementations(op, torch.device(device)).items() if reason is None
+        )
+        for dtype in dtypes:
+            reports = check_op(op, device, dtype)
+            worst = max(report.max_error / (report.max_allowed or 1) for _, report in reports)
+            failing = [case for case, report in reports if not report.passed]
+            word = f"FAIL: {', '.join(failing)}" if failing else "pass"
+            said = str(dtype).removeprefix("torch.")
+            print(
+                f"op {op} {said} on {device} by {runs}: {word}; {len(reports)} cases, worst at {worst:.0%} of allowed"
+            )
+            outcomes.append((f"op {op} {said}", not failing))
     return outcomes

@@ -11,8 +11,10 @@ from srgan_fast.errors import OutputError, UsageError
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A .pth, .pt, .safetensors, or ncnn .bin with .param.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .safetensors, or ncnn .bin with .param.", readable=False)
+    ],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.", readable=False)],
     name: Annotated[str | None, typer.Option(help="The model's name (default: that of the file).")] = None,
 ) -> None:
     """Recognise a generator and write it as safetensors with its metadata; code in a checkpoint is never run."""

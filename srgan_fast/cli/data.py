@@ -38,7 +38,9 @@ def list_() -> None:
 @app.command()
 def fetch(
     name: _Name,
-    to: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="the user's cache")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default="the user's cache", readable=False)
+    ] = None,
 ) -> None:
     """Download a set; each file is checked before it is kept."""
     from srgan_fast.evaluate.sets import Item, State, collection, default_folder, digest
@@ -58,7 +60,7 @@ def fetch(
 def verify(
     name: _Name,
     folder: Annotated[
-        Path | None, typer.Option("--in", help="Folder to look in.", show_default="the user's cache")
+        Path | None, typer.Option("--in", help="Folder to look in.", show_default="the user's cache", readable=False)
     ] = None,
 ) -> None:
     """Compare files with their digests; succeeds only if every digest is known and agrees."""

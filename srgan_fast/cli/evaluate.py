@@ -9,20 +9,26 @@ import typer
 
 
 def evaluate(
-    hr_folder: Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.")],
+    hr_folder: Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)],
     method: Annotated[str | None, typer.Option(help="bicubic or nearest, instead of a network.")] = None,
     model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A weights file, ours or a community checkpoint.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="A weights file, ours or a community checkpoint.", readable=False)
+    ] = None,
     protocol: Annotated[str, typer.Option(help="Any of y601, paper and rgb, with commas.")] = "y601",
     lr: Annotated[
-        Path | None, typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.")
+        Path | None,
+        typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
     ] = None,
     scale: Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")] = None,
     precision: Annotated[str, typer.Option(help="What the network computes in: fp32, bf16, fp16 or auto.")] = "fp32",
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE|-", help="Write the scores as JSON; - prints only that.")
+        Path | None,
+        typer.Option("--json", metavar="FILE|-", help="Write the scores as JSON; - prints only that.", readable=False),
     ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a page with crops.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write a page with crops.", readable=False)
+    ] = None,
 ) -> None:
     """Score a method on a folder of HR images: PSNR and SSIM by named protocols."""
     import json

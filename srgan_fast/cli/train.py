@@ -12,15 +12,20 @@ from srgan_fast.errors import UsageError
 
 
 def train(
-    data: Annotated[Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ and val/ pairs.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ and val/ pairs.", readable=False),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.", readable=False)],
     preset: Annotated[str, typer.Option(help="A recipe; see the README.")] = "paper-srresnet-mse",
     name: Annotated[str, typer.Option(help="The name of the weights file.")] = "model",
-    init: Annotated[Path | None, typer.Option(help="A generator to start from (needed by the srgan stage).")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="A generator to start from (needed by the srgan stage).", readable=False)
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
-    validation: Annotated[Path | None, typer.Option(help="A folder of HR images to score on.")] = None,
-    vgg_weights: Annotated[Path | None, typer.Option(help="torchvision's vgg19 file.")] = None,
-    squeezenet_weights: Annotated[Path | None, typer.Option(help="A SqueezeNet 1.0 file.")] = None,
+    validation: Annotated[Path | None, typer.Option(help="A folder of HR images to score on.", readable=False)] = None,
+    vgg_weights: Annotated[Path | None, typer.Option(help="torchvision's vgg19 file.", readable=False)] = None,
+    squeezenet_weights: Annotated[Path | None, typer.Option(help="A SqueezeNet 1.0 file.", readable=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     batch: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     crop: Annotated[int | None, typer.Option(help="HR pixels a side, instead of the preset's.")] = None,
@@ -45,7 +50,12 @@ def train(
 
     if preset not in PRESETS:
         raise UsageError(f"expected a preset of {', '.join(PRESETS)}, got {preset!r}")
+    if not name or Path(name).name != name:  # found out now, not after the last step
+        raise UsageError(f"expected --name to be the name of a file without a folder, got {name!r}")
     config = PRESETS[preset]
+    if degradation is None and config.degradation == "gaussian" and _holds_pairs(data):
+        print(f"LR is read: {data} holds train/high and train/low (--degradation gaussian makes it from HR)")
+        degradation = "pairs"
     choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "content": (content, ("mse", "vgg22", "vgg54", "squeezenet")),
         "degradation": (degradation, ("bicubic", "gaussian", "pairs")),
@@ -106,3 +116,7 @@ def train(
 
         path = trainer.run(show)
     print(f"trained {config.steps} steps -> {path}")
+
+
+def _holds_pairs(data: Path) -> bool:
+    return all((data / "train" / part).is_dir() for part in ("high", "low"))

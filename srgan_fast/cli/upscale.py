@@ -22,11 +22,11 @@ Job = tuple[Path, Path]
 
 
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.")],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The image or the folder to write.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.", readable=False)],
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The image or the folder to write.", readable=False)],
     model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.")
+        Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.", readable=False)
     ] = None,
     scale: Annotated[int | None, typer.Option(help="Refuse a model of another scale.")] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `srgan-fast check` lists.")] = "auto",
@@ -49,6 +49,8 @@ def upscale(
     done: list[Job] = []
     try:
         # Everything that can be refused is refused before torch is loaded and the network is built.
+        if scale is not None and scale < 2:
+            raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
         _refuse(source, target)
         many = source.is_dir()
@@ -93,6 +95,11 @@ def _suffix(format: str | None) -> str | None:
 
 
 def _refuse(source: Path, target: Path) -> None:
+    for path, kind in ((source, InputError), (target, OutputError)):
+        try:
+            path.exists()
+        except OSError as error:
+            raise kind(f"cannot use {path}: {error.strerror}; check its name and its permissions") from error
     if not os.path.lexists(source):
         raise InputError(f"expected an image or a folder, got {source}, which does not exist; check the name")
     for path in (source, target):
@@ -136,7 +143,9 @@ def _check_folder(folder: Path, target: Path) -> None:
 
 def _folder_jobs(source: Path, target: Path, suffix: str | None, overwrite: bool) -> tuple[list[Job], int]:
     """The (input, output) pairs that are still to do, and how many are finished."""
-    if target.exists() and not target.is_dir():
+    from srgan_fast.image import IMAGE_SUFFIXES
+
+    if not target.is_dir() and (target.exists() or target.suffix.lower() in IMAGE_SUFFIXES):
         raise UsageError(f"{source} is a folder, so the output must be one too, got the file {target}")
     pairs: list[Job] = []
     owners: dict[Path, Path] = {}
@@ -147,8 +156,6 @@ def _folder_jobs(source: Path, target: Path, suffix: str | None, overwrite: bool
             raise UsageError(f"{other} and {path} would both become {result}; rename one, or leave --format out")
         pairs.append((path, result))
     if not pairs:
-        from srgan_fast.image import IMAGE_SUFFIXES
-
         raise InputError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) under {source}, got none")
     inputs = {path.resolve() for path, _ in pairs}
     for _, result in pairs:

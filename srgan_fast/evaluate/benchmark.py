@@ -98,9 +98,9 @@ def images(folder: Path) -> list[Path]:
 
     Raises:  InputError if it is no folder or holds none
     """
-    if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {folder}; check the path")
     try:
+        if not folder.is_dir():
+            raise InputError(f"expected a folder of images, got {folder}; check the path")
         found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     except OSError as error:
         raise InputError(f"expected a readable folder, got {folder}: {error.strerror}; check its permissions") from None

@@ -9,15 +9,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, UsageError
 
 State = Literal["ok", "missing", "differs", "unknown"]
@@ -170,27 +169,20 @@ def fetch(wanted: Collection, folder: Path, on_item: Callable[[Item, State], Non
 
 
 def _download(item: Item, folder: Path) -> None:
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", delete=False) as file:
-            temporary = Path(file.name)
+        with atomic(folder / item.name) as file:
             hasher, first = hashlib.sha256(), b""
             for chunk in _chunks(item):
                 first = first or chunk[: len(_PNG)]
                 hasher.update(chunk)
                 file.write(chunk)
-        if not hasher.hexdigest().startswith(item.sha256):
-            raise InputError(f"expected {item.expected} from {item.url}, got {hasher.hexdigest()}; nothing was kept")
-        if item.name.endswith(".png") and first != _PNG:
-            raise InputError(f"expected a PNG file from {item.url}, got something else; nothing was kept")
-        temporary.chmod(0o644)
-        temporary.replace(folder / item.name)
+            found = hasher.hexdigest()
+            if not found.startswith(item.sha256):
+                raise InputError(f"expected {item.expected} from {item.url}, got {found}; nothing was kept")
+            if item.name.endswith(".png") and first != _PNG:
+                raise InputError(f"expected a PNG file from {item.url}, got something else; nothing was kept")
     except OSError as error:
         raise OutputError(f"expected to write to {folder}, got: {error.strerror}; choose another with --to") from None
-    finally:
-        if temporary is not None:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
 
 def _chunks(item: Item) -> Iterator[bytes]:

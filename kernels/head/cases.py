@@ -1,0 +1,48 @@
+"""What head is tested and timed with."""
+
+from __future__ import annotations
+
+import torch
+
+from srgan_fast.kernels.cases import Arguments, Case, Draw
+
+
+def _case(n: int, h: int, w: int, size: int, cout: int, scale: float = 1.0) -> Case:
+    def make(draw: Draw) -> Arguments:
+        depth = max(16, 1 << (4 * size - 1).bit_length())
+        weight = draw.normal(size, depth, cout, scale=(3 * size * size) ** -0.5)
+        weight[:, 4 * size :] = 0
+        x = draw.normal(n, h, w, 4, scale=scale)
+        x[..., 3] = 0
+        return {"x": x, "weight": weight, "bias": draw.vector(cout, 0.5), "slopes": draw.slopes(cout)}
+
+    said = f"{n}x{h}x{w}, {size}x{size} to {cout}"
+    return Case(said if scale == 1.0 else f"{said}, values of {scale:g}", make)
+
+
+def _strided(draw: Draw) -> Arguments:
+    whole = _case(1, 8, 6, 9, 32).make(draw)
+    return {
+        "x": whole["x"].transpose(1, 2),
+        "weight": whole["weight"][..., ::2],
+        "bias": whole["bias"][::2],
+        "slopes": whole["slopes"][::2],
+    }
+
+
+CASES = (
+    _case(1, 1, 1, 9, 64),
+    _case(2, 9, 17, 9, 64),
+    _case(1, 5, 20, 3, 64),
+    _case(1, 4, 3, 5, 16),
+    _case(1, 7, 6, 9, 36),
+    _case(1, 3, 4, 9, 128, scale=50.0),
+    Case("1x6x8, 9x9 to 16, strided", _strided),
+)
+
+
+def _first(height: int, width: int, batch: int, device: str, dtype: torch.dtype) -> Arguments:
+    return _case(batch, height, width, 9, 64).inputs(device, dtype)
+
+
+BENCH_CASES = {"9x9 to 64": _first}

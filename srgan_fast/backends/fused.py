@@ -1,0 +1,186 @@
+"""The whole network from the kernels of this project, replayed as one CUDA graph for each size of frame.
+
+All graphs of a backend share one block of memory and one stream, so they run one after another and cost together what
+the largest costs alone. Frames are copied into that memory and results out of it, in stream order, without a wait on
+the host: what a caller holds is never a view of it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgan_fast import graph
+from srgan_fast.backends.eager import EagerBackend, quantise
+from srgan_fast.backends.probe import Ok, Unavailable
+from srgan_fast.backends.program import Call, Program, Unsupported, bind, place, run_all, walk
+from srgan_fast.errors import BackendUnavailable, UsageError
+from srgan_fast.kernels import launch, why_not_triton
+from srgan_fast.kernels.launch import MOST_ELEMENTS
+from srgan_fast.kernels.parity import Agreement, agree
+from srgan_fast.model import receptive_radius
+from srgan_fast.rewrite import folded, without_last_shuffle
+from srgan_fast.tiling import Footprint
+from srgan_fast.weights import Model
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# Tiles of one frame come in up to nine sizes: at its corners, its sides, inside.
+_MOST_GRAPHS = 16
+# Odd, and larger than a tile of the kernels both ways, with pixels left over.
+_CHECK_SIZE = (21, 35)
+# Of the pixels of that check, how many may round the other way.
+_OFF_SHARE = 0.02
+
+
+def probe(device: str) -> Ok | Unavailable:
+    """Whether the kernels can run on a device."""
+    answer = why_not_triton(torch.device(device))
+    return Ok() if answer is None else Unavailable(*answer)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """One size of frames, ready to run."""
+
+    replay: graph.Work
+    frames: Tensor
+    pixels: Tensor
+
+
+class FusedBackend:
+    """A network's program of kernels on one device; see the module.
+
+    Raises:  UsageError for an unknown precision; BackendUnavailable where the kernels do not run, do not cover the
+             network, or disagree with eager PyTorch
+    """
+
+    name = "fused"
+    batches = True
+
+    def __init__(self, model: Model, device: str, precision: str) -> None:
+        self.device, self.info = torch.device(device), model.info
+        if precision not in ("auto", *_DTYPES):
+            raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, got {precision!r}")
+        self.precision = "fp16" if precision == "auto" else precision
+        answer = why_not_triton(self.device)
+        if answer is not None:
+            raise BackendUnavailable(f"backend fused is not available: {answer[0]}; {answer[1]}")
+        network = without_last_shuffle(folded(model.network))
+        try:
+            self.program: Program = walk(network, model.info, _DTYPES[self.precision], self.device)
+        except Unsupported as error:
+            raise BackendUnavailable(f"backend fused does not cover this network: {error}; take eager") from error
+        self.stream = graph.stream_for(self.device)
+        self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
+        self._ready: OrderedDict[tuple[int, int, int, torch.dtype], _Ready] = OrderedDict()
+        self._enqueue = threading.Lock()
+        self.footprint = self._measured(receptive_radius(model.network))
+        self.check = self._self_check(model)
+
+    def run(self, frames: Tensor, out: Tensor, band: int) -> None:
+        """See `Backend.run`; bands save nothing here, where the maps lie in memory that is reused."""
+        # The lock covers launches, microseconds, and never waits for the GPU: three launches of one call must not have
+        # another call's between them. Whose they are then, the stream keeps apart.
+        with self._enqueue, torch.inference_mode(), self._on_stream(frames, out):
+            ready = self._prepared(frames.shape, frames.dtype)
+            ready.frames.copy_(frames)
+            ready.replay()
+            out.copy_(ready.pixels)
+
+    def _on_stream(self, *tensors: Tensor) -> Any:
+        return nullcontext() if self.stream is None else graph.Ordered(self.stream, tensors)
+
+    def _prepared(self, shape: torch.Size, dtype: torch.dtype) -> _Ready:
+        n, h, w, _ = key = (*shape[:3], dtype)
+        if key in self._ready:
+            self._ready.move_to_end(key)
+            return self._ready[key]
+        calls, views = self.bound(n, h, w, dtype)
+        replay = graph.capture(lambda: run_all(calls), self.device, self.stream)
+        self._ready[key] = _Ready(replay, views["frames"], views["pixels"])
+        if len(self._ready) > _MOST_GRAPHS:
+            self._ready.popitem(last=False)
+        return self._ready[key]
+
+    def bound(self, n: int, h: int, w: int, dtype: torch.dtype) -> tuple[list[Call], dict[str, Tensor]]:
+        """The calls for n frames of h x w over this backend's memory, and the buffers by name."""
+        layout = place(self.program, n, h, w, dtype)
+        if layout.size_bytes > self._memory.numel():
+            # Graphs hold addresses of the old memory, which the allocator gives away only after their last replay.
+            self._ready.clear()
+            self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
+            self._memory = torch.empty(layout.size_bytes, dtype=torch.uint8, device=self.device)
+        return bind(self.program, layout, self._memory, n, h, w, dtype)
+
+    @property
+    def reusable_bytes(self) -> int:
+        """See `Backend`."""
+        return self._memory.numel()
+
+    def _measured(self, radius: int | None) -> Footprint:
+        size = 64
+        taken = place(self.program, 1, size, size, torch.uint8).size_bytes / size**2
+        most = MOST_ELEMENTS // self.program.elements_a_pixel()
+        return Footprint(trunk_bytes=taken, kept_bytes=0.0, tail_bytes=0.0, radius=radius, tail_radius=0, pixels=most)
+
+    def _self_check(self, model: Model) -> tuple[Agreement, ...]:
+        """Hold this device's kernels against eager float32: with the tiles of a large frame, and of a small one.
+
+        Two frames at once, over memory full of NaN: what one step leaves unwritten, or takes from the wrong frame,
+        reaches the picture. Then the same pixels as uint8, which must be the floats rounded.
+        """
+        height, width = _CHECK_SIZE
+        frames = _check_frames(height, width).to(self.device)
+        shape = (len(frames), height * self.info.scale, width * self.info.scale, 3)
+        want = torch.empty(shape, device=self.device)
+        EagerBackend(model, str(self.device), "fp32").run(frames, want, band=height)
+        outcomes = []
+        for tiles, processors in (("large", 1), ("small", 1 << 30)):
+            with launch.pretend(processors):
+                self._poison(frames)
+                got = self._result(frames, shape, torch.float32)
+                outcome = agree(got, want, self.precision)
+                said = "" if outcome.passed else str(outcome)
+                if outcome.passed:
+                    pixels = self._result((frames * 255).round().to(torch.uint8), shape, torch.uint8)
+                    # A reduced precision may put a value on the other side of a rounding edge, but not many.
+                    off = (pixels.int() - quantise(got, torch.uint8).int()).abs()
+                    if off.max() > 1 or (off > 0).float().mean() > _OFF_SHARE:
+                        said = "its uint8 pixels are not its floats rounded"
+            self._ready.clear()  # the next ones are captured with other tiles
+            if said:
+                raise BackendUnavailable(
+                    f"backend fused disagrees with eager on this device ({tiles} tiles, {self.precision}: {said});"
+                    " take eager, and report it with srgan-fast check --report"
+                )
+            outcomes.append(outcome)
+        return tuple(outcomes)
+
+    def _result(self, frames: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        out = torch.empty(shape, dtype=dtype, device=self.device)
+        self.run(frames, out, band=frames.shape[1])
+        return out
+
+    def _poison(self, frames: Tensor) -> None:
+        """Fill the memory that a run of these frames will use with NaN."""
+        n, height, width, _ = frames.shape
+        with torch.inference_mode(), self._on_stream():
+            self.bound(n, height, width, frames.dtype)
+            self._memory.fill_(0xFF)
+
+
+def _check_frames(height: int, width: int) -> Tensor:
+    """Two float frames with edges, slopes and noise, from black to white, on the levels of uint8."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    smooth = torch.stack([rows, columns, (rows * columns).sqrt()], -1)
+    noise = torch.rand(2, height, width, 3, generator=generator)
+    edges = ((rows * 5).floor() + (columns * 7).floor()).remainder(2)[..., None].expand(-1, -1, 3)
+    both = torch.stack([0.5 * smooth + 0.25 * edges, 0.5 * (1 - smooth) + 0.25 * (1 - edges)]) + 0.25 * noise
+    return (both.clamp(0, 1) * 255).round() / 255

@@ -1,0 +1,63 @@
+"""CUDA graphs: a fixed sequence of launches over memory that stays where it is, captured once and replayed.
+
+On a device without graphs, which only the Triton interpreter of the tests has, a replay is the sequence itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], None]
+
+# One capture at a time in a process; thread-local mode lets other threads go on launching meanwhile.
+_CAPTURING = threading.Lock()
+
+
+def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) -> Work:
+    """Run `work` twice to warm it up (kernels are compiled then), capture it, and return its replay.
+
+    `work` may launch on the current stream only, and allocate nothing that a replay would need.
+    """
+    if device.type != "cuda":
+        return work
+    assert stream is not None
+    with _CAPTURING, torch.cuda.device(device):
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                work()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+    replay: Work = graph.replay
+    return replay
+
+
+def stream_for(device: torch.device) -> torch.cuda.Stream | None:
+    """A stream of its own on a GPU; None elsewhere."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+
+class Ordered:
+    """Work on one stream, after what the caller's stream has been given and before what it is given next."""
+
+    def __init__(self, stream: torch.cuda.Stream, tensors: Iterable[Tensor]) -> None:
+        self.stream, self.tensors = stream, tensors
+
+    def __enter__(self) -> None:
+        self.caller = torch.cuda.current_stream(self.stream.device)
+        self.stream.wait_stream(self.caller)
+        self._inside = torch.cuda.stream(self.stream)
+        self._inside.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        for tensor in self.tensors:
+            # They may belong to a third stream: their memory must not be given away before this work is done.
+            tensor.record_stream(self.stream)
+        self._inside.__exit__(*error)
+        self.caller.wait_stream(self.stream)

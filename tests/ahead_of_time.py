@@ -1,0 +1,268 @@
+"""Compile what the ops launch, for any architecture, with no GPU; and read what came out.
+
+An op's own `run` is called with tensors that have no memory, and its kernels are replaced by recorders: what is
+compiled here is what would be launched there, tiles and constants included. Not a test itself: `test_aot.py` asserts on
+it and `kernel_table.py` prints it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from srgan_fast import kernels
+from srgan_fast.kernels import launch
+
+# Multiprocessors of a usual GPU of each architecture: A100, RTX 3090, RTX 4090, H100, B200, RTX 5090.
+PROCESSORS = {80: 108, 86: 82, 89: 128, 90: 132, 100: 148, 120: 170}
+# Barriers, and what a reduction or a change of layout asks for besides the tiles.
+SHARED_BYTES_BESIDES = 1024
+FRAMES = {"large": (1, 1080, 1920), "small": (1, 24, 24)}
+
+_TYPES = {
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.uint8: "u8",
+    torch.uint16: "u16",
+}
+# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, spills.
+_INSTRUCTIONS = {
+    "mma": r"\bHMMA\b",
+    "wgmma": r"\bHGMMA\b",
+    "tcgen05": r"\bUTCHMMA\b",
+    "tma_load": r"\bUTMALDG\b",
+    "tma_store": r"\bUTMASTG\b",
+    "cp_async": r"\bLDGSTS\b",
+    "spill": r"\b(?:LDL|STL)\b",
+}
+
+Make = Callable[[int, int, int, torch.dtype], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the kernel table: what `call` of the op is given for n frames of a size."""
+
+    op: str
+    name: str
+    make: Make
+    call: str = "run"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel as an op would launch it."""
+
+    kernel: Any
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What the compiler made of a launch."""
+
+    registers: int
+    stack_bytes: int
+    local_bytes: int
+    shared_bytes: int
+    instructions: dict[str, int]
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """A tensor without memory: only its shape, dtype and alignment count here."""
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _conv3x3(cin: int, cout: int, *, slopes: bool = False, residual: bool = False) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "x": empty(n, h, w, cin, dtype=dtype),
+            "weight": empty(9, cin, cout, dtype=dtype),
+            "bias": empty(cout),
+            "slopes": empty(cout) if slopes else None,
+            "residual": empty(n, h, w, cout, dtype=dtype) if residual else None,
+        }
+
+    return make
+
+
+def _shuffle(cin: int, channels: int, r: int = 2) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        outputs = r * r * channels
+        x, weight = empty(n, h, w, cin, dtype=dtype), empty(9, cin, outputs, dtype=dtype)
+        return {"x": x, "weight": weight, "bias": empty(outputs), "slopes": empty(channels), "r": r}
+
+    return make
+
+
+def _head(size: int, cout: int) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        weight = empty(size, max(16, 1 << (4 * size - 1).bit_length()), cout, dtype=dtype)
+        return {"x": empty(n, h, w, 4, dtype=dtype), "weight": weight, "bias": empty(cout), "slopes": empty(cout)}
+
+    return make
+
+
+def _tail(size: int, cin: int, r: int, result: torch.dtype = torch.uint8, *, base: bool = False) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        return {
+            "x": empty(n, h, w, cin, dtype=dtype),
+            "weight": empty(size * size, cin, 3 * r * r, dtype=dtype),
+            "bias": empty(3 * r * r),
+            "gain": empty(3),
+            "offset": empty(3),
+            "r": r,
+            "dtype": result,
+            "tanh": not base,
+            "base": empty(n, h, w, 4, dtype=dtype) if base else None,
+        }
+
+    return make
+
+
+def _input(frames: torch.dtype) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        return {"frames": empty(n, h, w, 3, dtype=frames), "gain": empty(3), "offset": empty(3), "dtype": dtype}
+
+    return make
+
+
+def _prelu(channels: int, r: int = 2, *, backward: bool = False) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        arguments = {"x": empty(n, h, w, channels * r * r, dtype=dtype), "slopes": empty(channels), "r": r}
+        return arguments | ({"dy": empty(n, h * r, w * r, channels, dtype=dtype)} if backward else {})
+
+    return make
+
+
+# The network's own layers first; then other widths, scales and pixels.
+TABLE = (
+    Entry("frame_input", "uint8", _input(torch.uint8)),
+    Entry("head", "9x9 to 64", _head(9, 64)),
+    Entry("conv3x3", "64 to 64, PReLU", _conv3x3(64, 64, slopes=True)),
+    Entry("conv3x3", "64 to 64, residual", _conv3x3(64, 64, residual=True)),
+    Entry("conv3x3_shuffle", "64 to 64, x2", _shuffle(64, 64)),
+    Entry("conv3x3", "64 to 256", _conv3x3(64, 256, slopes=True)),
+    Entry("tail", "5x5 from 256, x2", _tail(5, 256, 2)),
+    Entry("pixelshuffle_prelu", "64, x2", _prelu(64)),
+    Entry("pixelshuffle_prelu", "64, x2, backward", _prelu(64, backward=True), "backward"),
+    Entry("frame_input", "float32", _input(torch.float32)),
+    Entry("head", "3x3 to 64", _head(3, 64)),
+    Entry("head", "9x9 to 16", _head(9, 16)),
+    Entry("head", "9x9 to 128", _head(9, 128)),
+    Entry("conv3x3", "16 to 16, PReLU", _conv3x3(16, 16, slopes=True)),
+    Entry("conv3x3", "128 to 128, PReLU", _conv3x3(128, 128, slopes=True)),
+    Entry("conv3x3", "128 to 128, residual", _conv3x3(128, 128, residual=True)),
+    Entry("conv3x3", "32 to 128, residual", _conv3x3(32, 128, residual=True)),
+    Entry("conv3x3", "20 to 36, PReLU", _conv3x3(20, 36, slopes=True)),
+    Entry("conv3x3_shuffle", "16 to 16, x2", _shuffle(16, 16)),
+    Entry("conv3x3_shuffle", "128 to 128, x2", _shuffle(128, 128)),
+    Entry("conv3x3_shuffle", "64 to 64, x3", _shuffle(64, 64, 3)),
+    Entry("tail", "5x5 from 512, x2, float32", _tail(5, 512, 2, torch.float32)),
+    Entry("tail", "3x3 from 64, x4, base", _tail(3, 64, 4, base=True)),
+    Entry("tail", "1x1 from 64, x8, uint16", _tail(1, 64, 8, torch.uint16)),
+    Entry("tail", "9x9 from 64, x1", _tail(9, 64, 1)),
+    Entry("pixelshuffle_prelu", "20, x3", _prelu(20, 3)),
+)
+
+
+class _Recorder:
+    """Stands for a kernel: kernel[grid](...) leaves a `Launch` in a list and runs nothing."""
+
+    def __init__(self, kernel: Any, seen: list[Launch]) -> None:
+        self._kernel, self._seen = kernel, seen
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        assert all(1 <= size <= most for size, most in zip(grid, (2**31 - 1, 65535, 65535), strict=False)), grid
+        return lambda *arguments, **constants: self._seen.append(Launch(self._kernel, arguments, constants))
+
+
+@contextlib.contextmanager
+def assumed(sm: int, processors: int = 1) -> Iterator[None]:
+    """Inside, the ops take every device for a GPU of this architecture and choose tiles and kernels as there."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(launch, "architecture", return_value=sm))
+        stack.enter_context(mock.patch.object(launch, "processors", return_value=processors))
+        for op in kernels.OPS:
+            package = kernels.load(op)
+            for name, answer in (("architecture", sm), ("why_not_triton", None)):
+                if hasattr(package, name):
+                    stack.enter_context(mock.patch.object(package, name, return_value=answer))
+        yield
+
+
+def launches(entry: Entry, frame: tuple[int, int, int], dtype: torch.dtype, sm: int) -> list[Launch]:
+    """What an op would launch on a GPU of an architecture for n frames of a size, (n, h, w)."""
+    package = kernels.load(entry.op)
+    module = importlib.import_module(f"{package.__name__}.kernel")
+    seen: list[Launch] = []
+    with assumed(sm, PROCESSORS[sm]), contextlib.ExitStack() as stack:
+        for name, value in vars(module).copy().items():
+            if isinstance(value, triton.runtime.JITFunction):
+                stack.enter_context(mock.patch.object(module, name, _Recorder(value, seen)))
+        getattr(package, entry.call)(**entry.make(*frame, dtype))
+    return seen
+
+
+def build(one: Launch, sm: int) -> Built:
+    """Compile a launch for an architecture and take the machine code apart."""
+    names = one.kernel.arg_names
+    options = {name: value for name, value in one.constants.items() if name not in names}
+    given = dict(zip(names, one.arguments, strict=False)) | {
+        name: value for name, value in one.constants.items() if name in names
+    }
+    constants = {name for name, param in zip(names, one.kernel.params, strict=True) if param.is_constexpr}
+    # As at a launch: a 1 becomes a constant, and what 16 divides is known to be so.
+    constants |= {name for name, value in given.items() if type(value) is int and value == 1}
+    signature = {name: "constexpr" if name in constants else _type(given[name]) for name in names}
+    attrs = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if isinstance(given[name], Tensor) or (signature[name] == "i32" and given[name] % 16 == 0)
+    }
+    source = ASTSource(one.kernel, signature, {name: given[name] for name in constants}, attrs)
+    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+    return _read(compiled.asm["cubin"], int(compiled.metadata.shared))
+
+
+def _type(value: Any) -> str:
+    if isinstance(value, TensorDescriptor):
+        return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"
+    if isinstance(value, Tensor):
+        return f"*{_TYPES[value.dtype]}"
+    assert isinstance(value, int), f"no type known for {value!r}"
+    return "i32" if value < 2**31 else "i64"
+
+
+def _read(cubin: bytes, shared_bytes: int) -> Built:
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tools / "cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
+    assert found, f"cuobjdump names no resources: {said[:500]}"
+    counts = {name: len(re.findall(pattern, said)) for name, pattern in _INSTRUCTIONS.items()}
+    return Built(int(found[1]), int(found[2]), int(found[3]), shared_bytes, counts)

@@ -1,0 +1,119 @@
+"""Hold an op to its reference: the one check that the tests of the kernels, their mutations and the table share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgan_fast import kernels
+from srgan_fast.kernels import parity
+from srgan_fast.kernels.cases import Arguments, Case, in_double
+from srgan_fast.kernels.contract import LEVELS
+
+# Values around a result that nobody may touch, a row of a case and more; the result stays aligned to 16 bytes.
+_GUARD = 4096
+
+
+@dataclass
+class Judgement:
+    """What the rule says of one op on one case, and everything else that is wrong with it."""
+
+    report: parity.Report
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return self.report.passed and not self.problems
+
+    def __str__(self) -> str:
+        return "; ".join([str(self.report), *self.problems])
+
+
+class Guarded:
+    """Memory for a result that is poisoned, with guards before and behind it."""
+
+    def __init__(self, like: Tensor, poison: float) -> None:
+        self._poison = poison
+        self._whole = torch.full((like.numel() + 2 * _GUARD,), poison, dtype=like.dtype, device=like.device)
+        self.inside = self._whole[_GUARD:-_GUARD].view(like.shape)
+
+    def problems(self) -> list[str]:
+        """What was done to the guards."""
+        guards = torch.cat([self._whole[:_GUARD], self._whole[-_GUARD:]])
+        kept = torch.full_like(guards, self._poison)
+        same = torch.equal(guards.view(torch.uint8), kept.view(torch.uint8))
+        return [] if same else ["wrote outside of its result"]
+
+
+def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
+    """Run an op into poisoned memory and compare it with its reference; pixels as well as the floats behind them."""
+    package = kernels.load(op)
+    arguments = case.inputs(device, dtype)
+    pixels = arguments.get("dtype") if op == "tail" else None
+    floats: Arguments = arguments | ({"dtype": torch.float32} if pixels in LEVELS else {})
+    # What plain PyTorch errs is the measure, so it may not round to TF32.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        plain, truth = package.reference(**floats), package.reference(**in_double(floats))
+    memory = Guarded(plain, float("nan"))
+    before = {name: value.clone() for name, value in floats.items() if isinstance(value, Tensor)}
+    result = package.run(**floats, out=memory.inside)
+    judgement = Judgement(parity.compare(result, plain, truth, dtype, floor=case.floor), memory.problems())
+    if result.data_ptr() != memory.inside.data_ptr():
+        judgement.problems.append("returned other memory than out")
+    if torch.isnan(memory.inside).any():
+        judgement.problems.append(f"{int(torch.isnan(memory.inside).sum())} values never written, or NaN")
+    for name, value in before.items():
+        if not torch.equal(value, floats[name]):
+            judgement.problems.append(f"changed its argument {name}")
+    if pixels in LEVELS:
+        judgement.problems += _pixels(package.run, arguments, result, pixels)
+    return judgement
+
+
+def _pixels(run: Callable[..., Tensor], arguments: Arguments, floats: Tensor, dtype: torch.dtype) -> list[str]:
+    """What is wrong with the integer pixels, which must be the floats quantised, bit for bit."""
+    top = LEVELS[dtype]
+    problems = []
+    results = []
+    # No value is impossible in a pixel, so it is written over two.
+    for poison in (0, top):
+        memory = Guarded(floats.to(torch.int32).to(dtype), poison)
+        run(**arguments, out=memory.inside)
+        problems += memory.problems()
+        results.append(memory.inside.to(torch.int32))
+    if not torch.equal(*results):
+        problems.append("some pixels never written")
+    wanted = quantised(floats, top)
+    right = results[0] == wanted
+    if not right.all():
+        problems.append(f"{int((~right).sum())} pixels are not the quantised floats")
+    return problems
+
+
+def quantised(floats: Tensor, top: int) -> Tensor:
+    """floor(clamp(v * m, 0, m) + 0.5) in float32, as int32."""
+    return ((floats * top).clamp(0, top) + 0.5).floor().to(torch.int32)
+
+
+def judge_backward(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+    """The gradients of pixelshuffle_prelu against autograd through its reference."""
+    package: Any = kernels.load("pixelshuffle_prelu")
+    arguments = case.inputs(device, dtype)
+    dy = torch.randn(package.reference(**arguments).shape, generator=torch.Generator().manual_seed(1))
+    dy = dy.to(device, dtype)
+
+    def by_autograd(given: Arguments, wide: Tensor) -> tuple[Tensor, ...]:
+        x, slopes = (given[name].detach().requires_grad_() for name in ("x", "slopes"))
+        return torch.autograd.grad(package.reference(x, slopes, given["r"]), (x, slopes), wide)
+
+    plain = by_autograd(arguments, dy)
+    truth = by_autograd(in_double(arguments), dy.double())
+    fast = package.backward(arguments["x"], arguments["slopes"], dy, arguments["r"])
+    return {
+        name: Judgement(parity.compare(*three, dtype))
+        for name, *three in zip(("dx", "dslopes"), fast, plain, truth, strict=True)
+    }

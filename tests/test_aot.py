@@ -1,0 +1,128 @@
+"""The kernel table compiled ahead of time for every architecture, with no GPU: nothing spills, everything fits.
+
+What is compiled is what the ops would launch (`ahead_of_time.py`). Fast: the network's own layers in float16 on a large
+frame. Slow: small frames, bfloat16 and other widths; the rest, float32 among it, only with SRGAN_FAST_SOAK=1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+
+import pytest
+import torch
+import triton
+from ahead_of_time import FRAMES, TABLE, Built, Entry, Launch, build, launches
+
+from srgan_fast import kernels
+from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
+
+pytestmark = pytest.mark.skipif(kernels.interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
+
+ARCHITECTURES = sorted(SHARED_LIMIT_KIB)
+# The layers of the SRGAN generator itself, first in the table.
+NETWORK = TABLE[:9]
+# Which tensor cores a generation has, in the words of `Built.instructions`.
+TENSOR_CORES = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+# float32 is there for parity and not for speed; on small frames of 128 channels the compiler puts one pair of registers
+# on the stack for another program on the multiprocessor.
+FLOAT32_STACK_BYTES = 8
+WITHOUT_PRODUCTS = ("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer")
+
+
+def selected() -> list[object]:
+    soak = os.environ.get("SRGAN_FAST_SOAK") == "1"
+    chosen = []
+    for sm in ARCHITECTURES:
+        for entry in TABLE:
+            for frame in FRAMES:
+                for dtype in (torch.float16, torch.bfloat16, torch.float32):
+                    usual = (frame == "large") + (dtype == torch.float16) + (entry in NETWORK)
+                    if usual < 2 and not soak:
+                        continue
+                    if dtype == torch.float32 and not soak:
+                        continue
+                    name = f"sm_{sm}-{entry.op}: {entry.name}-{frame}-{str(dtype).removeprefix('torch.')}"
+                    marks = () if usual == 3 else pytest.mark.slow
+                    chosen.append(pytest.param(entry, frame, dtype, sm, id=name, marks=marks))
+    return chosen
+
+
+@pytest.mark.parametrize(("entry", "frame", "dtype", "sm"), selected())
+def test_kernels_fit_the_architecture(entry: Entry, frame: str, dtype: torch.dtype, sm: int) -> None:
+    for one in launches(entry, FRAMES[frame], dtype, sm):
+        built = build(one, sm)
+        said = f"{one.name} on sm_{sm}: {built}"
+        assert built.local_bytes == 0, said
+        if dtype == torch.float32:
+            assert built.stack_bytes <= FLOAT32_STACK_BYTES, said
+        else:
+            assert built.stack_bytes == 0, said
+            assert built.instructions["spill"] == 0, said
+        assert built.shared_bytes <= SHARED_LIMIT_KIB[sm] * 1024, said
+        assert 0 < built.registers <= 255, said
+        check_instructions(one, built, dtype, sm, said)
+
+
+def check_instructions(one: Launch, built: Built, dtype: torch.dtype, sm: int, said: str) -> None:
+    products = {name for name in TENSOR_CORES.values() if built.instructions[name]}
+    if one.name in WITHOUT_PRODUCTS or one.name == "tail_sum_pointer" or dtype == torch.float32:
+        # float32 means float32: no tensor core multiplies that without rounding to TF32.
+        assert not products, said
+    else:
+        assert products == {TENSOR_CORES[sm]}, said
+        if one.name.endswith("_descriptor"):
+            assert built.instructions["tma_load"] >= 2, said
+            assert built.instructions["tma_store"] >= 1, said
+            assert built.instructions["cp_async"] == 0, said
+        elif one.constants.get("SIZE") != 1:
+            # A 1x1 kernel from one block of inputs has a single step, and nothing to load ahead.
+            assert built.instructions["cp_async"] >= 1, said
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("sm", ARCHITECTURES)
+def test_each_architecture_takes_the_kernels_meant_for_it(sm: int, frame: str, dtype: torch.dtype) -> None:
+    names = {
+        f"{entry.op}: {entry.name}": [one.name for one in launches(entry, FRAMES[frame], dtype, sm)]
+        for entry in NETWORK
+    }
+    modern = sm in (90, 100)
+    conv3x3 = ["conv3x3_descriptor" if modern else "conv3x3_pointer"]
+    assert names == {
+        "frame_input: uint8": ["frame_input_pointer"],
+        "head: 9x9 to 64": ["head_pointer"],
+        "conv3x3: 64 to 64, PReLU": conv3x3,
+        "conv3x3: 64 to 64, residual": conv3x3,
+        "conv3x3_shuffle: 64 to 64, x2": ["conv3x3_shuffle_pointer"],
+        "conv3x3: 64 to 256": conv3x3,
+        "tail: 5x5 from 256, x2": ["tail_rows_pointer", "tail_sum_pointer"] if modern else ["tail_pointer"],
+        "pixelshuffle_prelu: 64, x2": ["pixelshuffle_prelu_pointer"],
+        "pixelshuffle_prelu: 64, x2, backward": ["pixelshuffle_prelu_backward_pointer"],
+    }
+
+
+def test_every_kernel_is_in_the_table() -> None:
+    """A kernel that no entry launches would never be compiled here."""
+    seen = {
+        one.name for entry in TABLE for sm in (80, 90) for one in launches(entry, FRAMES["large"], torch.float16, sm)
+    }
+    written = set()
+    for op in kernels.OPS:
+        module = importlib.import_module(f"{kernels.OPS[op]}.kernel")
+        for name, value in vars(module).items():
+            if isinstance(value, triton.runtime.JITFunction) and name.endswith(("_pointer", "_descriptor")):
+                written.add(name)
+    assert seen == written
+
+
+def test_a_spill_is_seen() -> None:
+    """The reading of the machine code, on a launch that has more sums than registers."""
+    entry = next(entry for entry in TABLE if entry.name == "128 to 128, PReLU")
+    (one,) = launches(entry, FRAMES["large"], torch.float16, 80)
+    crowded = dataclasses.replace(one, constants=one.constants | {"TH": 16, "BN": 128, "num_warps": 4})
+    built = build(crowded, 80)
+    assert built.stack_bytes > 0
+    assert built.instructions["spill"] > 0

@@ -1,0 +1,135 @@
+"""What the documents show works: their examples are run, line by line, on small stand-ins for the files they name."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import typer
+from layouts import DIALECTS, foreign
+from PIL import Image
+
+from srgan_fast.cli import app
+from srgan_fast.features import VGG19
+from srgan_fast.model import Generator, GeneratorConfig
+
+Run = Callable[..., tuple[int, str, str]]
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+# What an example would take hours for, made short by options behind its own.
+SHORTER = {
+    "train": ("--steps", 2, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
+    "bench": ("--size", "16x16", "--runs", 1),
+}
+
+
+def blocks(language: str) -> list[Any]:
+    """The fenced blocks of a language, named by document and line."""
+    found = []
+    for path in DOCUMENTS:
+        text = path.read_text()
+        for match in FENCE.finditer(text):
+            if match[1] == language:
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(pytest.param(match[2], id=f"{path.name}:{line}"))
+    return found
+
+
+def picture(path: Path, height: int, width: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    coarse = np.random.default_rng(len(path.name)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height)).save(path)
+
+
+def checkpoint(path: Path) -> None:
+    """A small generator as another project saves it."""
+    torch.manual_seed(0)
+    config, _ = DIALECTS["leftthomas"]
+    torch.save(foreign("leftthomas", Generator(GeneratorConfig(blocks=2, width=8, **config))), path)
+
+
+def vgg19(path: Path) -> None:
+    """All of VGG19's layers up to phi_{5,4}, one random number a channel: the file takes kilobytes, not 548 MB."""
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        layers = VGG19(5, 4).state_dict()
+    tensors = {}
+    for key, value in layers.items():
+        numbers = 0.02 * torch.randn(len(value))
+        tensors[key] = numbers.view(-1, *[1] * (value.ndim - 1)).expand(value.shape)
+    torch.save(tensors, path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the reader of the documents stands, with the files that the examples start from."""
+    picture(tmp_path / "photo.jpg", 9, 11)
+    picture(tmp_path / "photo.png", 9, 11)
+    for place in ("photos", "Set5"):
+        picture(tmp_path / place / "a.png", 48, 40)
+        picture(tmp_path / place / "bc.png", 40, 44)
+    checkpoint(tmp_path / "SRGAN.pth")
+    checkpoint(tmp_path / "netG.pth")
+    vgg19(tmp_path / "vgg19.pth")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_every_block_is_run() -> None:
+    languages = set()
+    for path in DOCUMENTS:
+        matches = list(FENCE.finditer(path.read_text()))
+        assert path.read_text().count("```") == 2 * len(matches), (
+            f"{path.name}: a block that stands where none is found"
+        )
+        languages |= {match[1] for match in matches}
+    assert languages == {"sh", "python"}, "a block of another language needs a test here"
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python(block: str, folder: Path) -> None:
+    exec(compile(block, "example", "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_sh(block: str, folder: Path, run: Run) -> None:
+    """Line after line, because later ones use what earlier ones made."""
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if not words:
+            continue
+        if words[0] == "make":
+            assert set(words[1:]) <= targets(), line
+            continue
+        assert words[0] == "srgan-fast", f"no test knows how to run: {line}"
+        code, _, err = run(*words[1:], *SHORTER.get(words[1], ()))
+        assert code == 0, f"{line}\n{err}"
+        for word in words[2:]:
+            if word.endswith("/") or re.fullmatch(r"[\w/]+\.\w+", word):
+                assert (folder / word).exists(), f"{word} is not there after: {line}"
+
+
+def test_commands_named_in_the_text_exist() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    named = 0
+    for path in DOCUMENTS:
+        for span in re.findall(r"`srgan-fast ([^`]+)`", FENCE.sub("", path.read_text())):
+            command, *words = span.split()
+            assert command in commands, f"{path.name}: {span}"
+            known = {name for parameter in commands[command].params for name in parameter.opts}
+            assert {word for word in words if word.startswith("--")} <= known, f"{path.name}: {span}"
+            named += 1
+    assert named
