@@ -26,10 +26,6 @@ slow: $(READY)
 soak: $(READY)
 	SRGAN_FAST_SOAK=1 $(TEST_ENV) $(BIN)/python -m pytest
 
-# Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
-kernels: $(READY)
-	$(TEST_ENV) $(BIN)/python tests/kernel_table.py
-
 # The same cases under pytest-benchmark: `make bench ARGS="--benchmark-compare"`; its options are in ARGS.
 bench: $(READY)
 	$(BIN)/python -m pytest bench/suite_frame.py bench/suite_kernel.py bench/suite_train.py $(ARGS)
@@ -43,6 +39,10 @@ gpu:
 # Before a copy without .git goes to a GPU machine: notes the commit in bench/results/stamp.json, which has to go along.
 gpu-stamp:
 	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp
+
+# Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
+kernels: $(READY)
+	$(TEST_ENV) $(BIN)/python tests/kernel_table.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

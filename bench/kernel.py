@@ -14,7 +14,8 @@ from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, sy
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
-from srgan_fast.kernels.parity import Report, compare
+from srgan_fast.kernels.cases import in_double
+from srgan_fast.kernels.parity import Report, compare, compare_exact
 
 SIZES = ((64, 64), (480, 270), (960, 540))
 
@@ -22,8 +23,6 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # Calls in one captured graph: the host launches once for all of them, so that its own pace is not what is measured.
 _IN_A_GRAPH = 20
-# A rounding edge may be fallen off either way, where a result is whole levels.
-_ONE_LEVEL = 1.0
 
 
 class Op(Protocol):
@@ -68,12 +67,18 @@ def measure(
 
 def hold(op: Op, arguments: dict[str, Any], dtype: torch.dtype, floor: float | None = None) -> Report:
     """The parity rule on one set of arguments: `run` against `reference`, both against the reference in float64."""
+    wanted = arguments.get("dtype")
     with float32(str(_device(arguments))), torch.inference_mode():
+        if isinstance(wanted, torch.dtype) and not wanted.is_floating_point:
+            # Pixels are exactly what becomes of the values, and the values keep the rule: one that falls off a
+            # rounding edge would make a rule on pixels either blind or wrong.
+            pixels, arguments = op.run(**arguments), {**arguments, "dtype": torch.float32}
+            levels = (op.run(**arguments) * torch.iinfo(wanted).max + 0.5).floor().to(torch.int32).to(wanted)
+            if not (exact := compare_exact(pixels, levels)).passed:
+                return exact
         fast, plain = op.run(**arguments), op.reference(**arguments)
-        truth = op.reference(**_in_double(arguments))
-    if not truth.is_floating_point() and floor is None:
-        floor = _ONE_LEVEL
-    return compare(fast, plain, truth.double(), dtype, floor=floor)
+        truth = op.reference(**in_double(arguments))
+    return compare(fast, plain, truth, dtype, floor=floor)
 
 
 def _measured(
@@ -130,18 +135,6 @@ def _captured(run: Callable[[], object]) -> Callable[[], object]:
     graph.replay()
     synchronise("cuda")
     return graph.replay
-
-
-def _in_double(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Floats widened to float64, and so a dtype that is asked for as a result."""
-    wide: dict[str, Any] = {}
-    for name, value in arguments.items():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value = value.double()
-        elif isinstance(value, torch.dtype) and value.is_floating_point:
-            value = torch.float64
-        wide[name] = value
-    return wide
 
 
 def _device(arguments: dict[str, Any]) -> torch.device:

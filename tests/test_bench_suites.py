@@ -171,11 +171,17 @@ def test_a_wrong_op_shows_no_speed() -> None:
     assert "gate failed" in table.speed_tables([reference, fast])[0][0].text()
 
 
-def test_whole_levels_may_fall_either_way() -> None:
-    op = Doubling(wrong=1.0)
-    arguments = {"x": torch.full((100,), 50.0), "dtype": torch.int32}
-    assert kernel.hold(op, {**arguments}, torch.float32).max_error == 1.0
-    assert kernel.hold(op, arguments, torch.float32).max_allowed == 1.0
+def test_pixels_are_exactly_their_values() -> None:
+    class Pixels(Doubling):
+        def reference(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+            return x.to(dtype) if dtype.is_floating_point else (x * 255 + 0.5 + self.wrong).floor().to(dtype)
+
+        def run(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+            return self.reference(x, dtype)
+
+    arguments = {"x": torch.linspace(0, 0.9, 100), "dtype": torch.uint8}
+    assert kernel.hold(Pixels(), arguments, torch.float32).passed
+    assert not kernel.hold(Pixels(wrong=0.5), arguments, torch.float32).passed
 
 
 def test_training_steps_agree_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,7 +383,7 @@ def test_parts_of_a_gpu_run_are_told_apart() -> None:
 
 
 def test_the_pytest_benchmark_suites_are_collected() -> None:
-    files = [f"bench/suite_{name}.py" for name in ("frame", "train")]
+    files = [f"bench/suite_{name}.py" for name in ("frame", "kernel", "train")]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout

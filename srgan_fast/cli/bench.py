@@ -68,7 +68,9 @@ def bench(
     out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.", readable=False)
+    ] = None,
 ) -> None:
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
     if runs < 1:
