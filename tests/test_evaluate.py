@@ -287,15 +287,6 @@ def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, opti
         assert err.count("\n") == 1
 
 
-def test_a_pipe_is_not_replaced(run: Run, hr_folder: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    code, _, err = run("evaluate", hr_folder, "--method", "bicubic", "--report", tmp_path / "pipe")
-    assert code == OutputError.exit_code
-    assert err.count("\n") == 1
-    assert "not a regular file" in err
-    assert (tmp_path / "pipe").is_fifo()
-
-
 def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
     hr = torch.full((3, 400, 480), 120, dtype=torch.uint8)
     hr[:, 300:330:2, 400:430] = 255
