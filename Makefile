@@ -36,9 +36,14 @@ gpu:
 	@if [ -e .git ]; then PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp; fi
 	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu $(ARGS)
 
-# Before a copy without .git goes to a GPU machine: notes the commit in bench/results/stamp.json, which has to go along.
-gpu-stamp:
-	PYTHONPATH=. $(GPU_PYTHON) -m srgan_fast.bench.gpu --stamp
+# Before a copy without .git goes to a bare GPU machine: notes the commit in bench/results/stamp.json and puts the few
+# packages that such a machine may lack into .gpu-site, for the Python that it has. Both have to go along.
+GPU_PYTHON_VERSION ?= 3.12
+gpu-stamp: $(READY)
+	PYTHONPATH=. $(BIN)/python -m srgan_fast.bench.gpu --stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
+	  --python-version $(GPU_PYTHON_VERSION) -c requirements.lock --target .gpu-site \
+	  safetensors hypothesis sortedcontainers pillow
 
 # Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
 kernels: $(READY)

@@ -28,11 +28,12 @@ from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, SRGANFastError, UsageError
+from srgan_fast.kernels.parity import GATES
 from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import Model, load
 
-# A faster result that is further than this from plain float32 is another result. TF32 keeps as many bits as fp16.
-_LEAST_DB = {"bf16": 40.0, "fp16": 60.0, "tf32": 60.0}
+# TF32 keeps as many bits as fp16.
+_GATE = {"tf32": "fp16"}
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # width x height of LR frames, and frames at once: what `srgan-fast bench` measures on a GPU when nothing is asked for.
@@ -252,7 +253,7 @@ def compare_pixels(result: NDArray[np.uint8], plain: NDArray[np.uint8], precisio
     if precision == "fp32":
         passed = largest <= 1 and differing <= 4 + off.size // 1000
     else:
-        passed = psnr_db is None or psnr_db >= _LEAST_DB[precision]
+        passed = psnr_db is None or psnr_db >= GATES[_GATE.get(precision, precision)].psnr_db
     return {
         "gate": "pass" if passed else "fail",
         "psnr_db_vs_plain": psnr_db,

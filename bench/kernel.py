@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -14,8 +14,7 @@ from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, sy
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
-from srgan_fast.kernels.cases import in_double
-from srgan_fast.kernels.parity import Report, compare, compare_exact
+from srgan_fast.kernels.parity import Op, check_case
 
 SIZES = ((64, 64), (480, 270), (960, 540))
 
@@ -25,17 +24,10 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _IN_A_GRAPH = 20
 
 
-class Op(Protocol):
+class TimedOp(Op, Protocol):
     """The module of an op, as `srgan_fast.kernels` promises it."""
 
-    CASES: Sequence[Any]
     BENCH_CASES: Mapping[str, Callable[[int, int, int, str, torch.dtype], dict[str, Any]]]
-
-    def run(self, **arguments: Any) -> Tensor:
-        """The fastest implementation that runs here."""
-
-    def reference(self, **arguments: Any) -> Tensor:
-        """Plain PyTorch."""
 
     def flops(self, **arguments: Any) -> int:
         """Operations that the op asks for."""
@@ -44,14 +36,14 @@ class Op(Protocol):
         """Bytes that it has to read and write once."""
 
 
-def all_ops() -> dict[str, Op]:
+def all_ops() -> dict[str, TimedOp]:
     """Every op by its name."""
     registry: Any = import_module("srgan_fast.kernels")
     return {name: registry.load(name) for name in registry.OPS}
 
 
 def measure(
-    ops: Mapping[str, Op], height: int, width: int, runs: int, device: str, *, batch: int = 1
+    ops: Mapping[str, TimedOp], height: int, width: int, runs: int, device: str, *, batch: int = 1
 ) -> list[dict[str, Any]]:
     """Time each op on the tensors that LR frames of this size give it, reference first: fp16 on a GPU, else fp32."""
     precision = "fp16" if is_cuda(device) else "fp32"
@@ -65,26 +57,10 @@ def measure(
     return found
 
 
-def hold(op: Op, arguments: dict[str, Any], dtype: torch.dtype, floor: float | None = None) -> Report:
-    """The parity rule on one set of arguments: `run` against `reference`, both against the reference in float64."""
-    wanted = arguments.get("dtype")
-    with float32(str(_device(arguments))), torch.inference_mode():
-        if isinstance(wanted, torch.dtype) and not wanted.is_floating_point:
-            # Pixels are exactly what becomes of the values, and the values keep the rule: one that falls off a
-            # rounding edge would make a rule on pixels either blind or wrong.
-            pixels, arguments = op.run(**arguments), {**arguments, "dtype": torch.float32}
-            levels = (op.run(**arguments) * torch.iinfo(wanted).max + 0.5).floor().to(torch.int32).to(wanted)
-            if not (exact := compare_exact(pixels, levels)).passed:
-                return exact
-        fast, plain = op.run(**arguments), op.reference(**arguments)
-        truth = op.reference(**in_double(arguments))
-    return compare(fast, plain, truth, dtype, floor=floor)
-
-
 def _measured(
-    name: str, op: Op, arguments: dict[str, Any], fields: dict[str, Any], runs: int, device: str
+    name: str, op: TimedOp, arguments: dict[str, Any], fields: dict[str, Any], runs: int, device: str
 ) -> list[dict[str, Any]]:
-    report = hold(op, arguments, DTYPES[fields["dtype"]])
+    report = check_case(op, arguments, DTYPES[fields["dtype"]])
     quality = {
         "gate": "pass" if report.passed else "fail",
         **{key: getattr(report, key) for key in ("max_error", "max_allowed", "rms_error", "rms_allowed")},

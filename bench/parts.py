@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from srgan_fast.errors import ParityError, SRGANFastError
 
 if TYPE_CHECKING:
-    from srgan_fast.bench.kernel import Op
+    from srgan_fast.kernels.parity import Op
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -55,6 +55,7 @@ class Part:
 
 def parity(emit: Emit) -> None:
     """Every test that needs a GPU."""
+    from srgan_fast.bench import SITE
     from srgan_fast.bench.record import ROOT
 
     # Only the files that have such tests: what others import may not be installed here.
@@ -62,6 +63,7 @@ def parity(emit: Emit) -> None:
     if not files:
         raise ParityError("expected tests with the marker gpu, got none")
     environment = {**os.environ, "SRGAN_FAST_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
+    start = f"import sys; sys.path.append({str(SITE)!r}); import pytest; sys.exit(pytest.main())"
     environment.pop("TRITON_INTERPRET", None)
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
@@ -69,7 +71,7 @@ def parity(emit: Emit) -> None:
         # A file that needs what is not installed fails by itself.
         options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
         options.append(f"--junitxml={report}")
-        subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=ROOT, env=environment, check=False)
+        subprocess.run([sys.executable, "-c", start, *options, *files], cwd=ROOT, env=environment, check=False)
         if not report.is_file():
             raise ParityError("expected a report from pytest, got none; see what it printed")
         outcomes, skipped = outcomes_of(report)
@@ -101,8 +103,9 @@ def op_parity(emit: Emit) -> None:
 
 def held(ops: Mapping[str, Op], device: str) -> dict[str, bool]:
     """Whether each op holds on each case in each precision; prints how close, by op."""
-    from srgan_fast.bench.kernel import DTYPES, hold
+    from srgan_fast.bench.kernel import DTYPES
     from srgan_fast.bench.table import Table
+    from srgan_fast.kernels.parity import check_case
 
     outcomes: dict[str, bool] = {}
     rows = []
@@ -112,7 +115,7 @@ def held(ops: Mapping[str, Op], device: str) -> dict[str, bool]:
             for case in op.CASES:
                 key = f"{name} {precision}: {case.name}"
                 try:
-                    report = hold(op, case.inputs(device, dtype), dtype, case.floor)
+                    report = check_case(op, case.inputs(device, dtype), dtype, case.floor)
                 except Exception as error:  # whatever a kernel meets, the other cases are still of interest
                     print(f"{key}: {type(error).__name__}: {error}", flush=True)
                     outcomes[key] = False

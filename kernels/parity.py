@@ -8,13 +8,16 @@ bounded by dtype. Pure data movement has no tolerance at all.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from srgan_fast.kernels import load
-from srgan_fast.kernels.cases import in_double
+from srgan_fast.kernels.cases import Arguments, in_double
 from srgan_fast.kernels.contract import LEVELS
 
 # RMS error over RMS of the truth.
@@ -136,22 +139,54 @@ def _alike(*tensors: Tensor) -> None:
         raise ValueError(f"expected tensors of one shape with at least one value, got {shapes}")
 
 
-def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:
-    """Every case of an op on a device: its name, and how its fastest implementation compares with the reference.
+@contextmanager
+def exact_float32(device: torch.device | str) -> Iterator[None]:
+    """float32 means float32: TF32 off for the time being, restored afterwards."""
+    if torch.device(device).type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    saved = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = saved
 
-    Integer results are held to what rounding the op's own float result gives, bit for bit.
+
+class Op(Protocol):
+    """What the package of an op has; see the package `kernels`."""
+
+    CASES: Any
+
+    def run(self, **arguments: Any) -> Tensor:
+        """The fastest implementation that runs here."""
+
+    def reference(self, **arguments: Any) -> Tensor:
+        """Plain PyTorch."""
+
+
+def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | None = None) -> Report:
+    """Hold `run` against `reference` on one set of arguments by the rule.
+
+    Pixels are exactly what becomes of the op's own float result, and that keeps the rule: one value that falls off a
+    rounding edge would make a rule on pixels either blind or wrong.
     """
-    module = load(op)
-    reports = []
-    for case in module.CASES:
-        arguments = case.inputs(device, dtype)
-        fast = module.run(**arguments)
-        if fast.is_floating_point():
-            truth = module.reference(**in_double(arguments))
-            report = compare(fast, module.reference(**arguments), truth, dtype, floor=case.floor)
-        else:
-            floats = module.run(**{**arguments, "dtype": torch.float32})
-            levels = LEVELS[fast.dtype]
-            report = compare_exact(fast, (floats * levels + 0.5).floor().to(torch.int32).to(fast.dtype))
-        reports.append((case.name, report))
-    return reports
+    wanted = arguments.get("dtype")
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    with exact_float32(device), torch.inference_mode():
+        if wanted in LEVELS:
+            pixels, arguments = op.run(**arguments), {**arguments, "dtype": torch.float32}
+            levels = (op.run(**arguments) * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
+            if not (exact := compare_exact(pixels, levels)).passed:
+                return exact
+        fast, plain = op.run(**arguments), op.reference(**arguments)
+        truth = op.reference(**in_double(arguments))
+    return compare(fast, plain, truth, dtype, floor=floor)
+
+
+def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:
+    """Every case of an op on a device: its name, and how its fastest implementation compares with the reference."""
+    package: Any = load(op)
+    cases = package.CASES
+    return [(case.name, check_case(package, case.inputs(device, dtype), dtype, case.floor)) for case in cases]

@@ -48,7 +48,7 @@ def run(
     if residual is not None:
         expect("residual", residual, n, h, w, cout, dtype=x.dtype)
     out = output_for(x, out, n, h, w, cout)
-    if why_not_triton(x.device):
+    if x.dtype == torch.float64 or why_not_triton(x.device):
         return out.copy_(reference(x, weight, bias, slopes, residual))
     from srgan_fast.kernels.conv3x3 import kernel
 

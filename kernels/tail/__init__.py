@@ -78,7 +78,7 @@ def run(
     if base is not None:
         expect("base", base, n, h, w, 4, dtype=x.dtype)
     out = output_for(x, out, n, h * r, w * r, 3, dtype=dtype)
-    if why_not_triton(x.device):
+    if x.dtype == torch.float64 or why_not_triton(x.device):
         return out.copy_(reference(x, weight, bias, gain, offset, r, dtype, tanh=tanh, base=base))
     from srgan_fast.kernels.tail import kernel
 

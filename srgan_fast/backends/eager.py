@@ -15,6 +15,7 @@ from srgan_fast.backends.probe import Ok
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.kernels.contract import LEVELS
+from srgan_fast.kernels.parity import exact_float32
 from srgan_fast.memory import LiveBytes
 from srgan_fast.model import receptive_radius
 from srgan_fast.rewrite import folded, without_last_shuffle
@@ -81,7 +82,7 @@ class EagerBackend:
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """See `Backend.run`; a band of the whole height is the whole frame at once."""
         height, scale, halo = frames.shape[1], self.info.scale, self.footprint.tail_radius
-        with torch.inference_mode(), _ExactFloat32(self.device):
+        with torch.inference_mode(), exact_float32(self.device):
             lr = self._network_input(frames)
             features = self.network.trunk(lr)
             for top in range(0, height, band):
@@ -119,22 +120,6 @@ class EagerBackend:
             return lr
         low, high = (bound.to(lr.device) for bound in bounds(self.info.input_range))
         return lr * (high - low) + low
-
-
-class _ExactFloat32:
-    """float32 means float32: TF32 off for the time of a run, restored afterwards."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-
-    def __enter__(self) -> None:
-        if self.cuda:
-            self.saved = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-
-    def __exit__(self, *_: object) -> None:
-        if self.cuda:
-            torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = self.saved
 
 
 def _lower(network: nn.Module, dtype: torch.dtype) -> None:
