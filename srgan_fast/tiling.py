@@ -42,11 +42,18 @@ class Footprint:
             return height
         return max(_SMALLEST_BAND, int(_BAND_BYTES / (self.tail_bytes * width)))
 
-    def peak_bytes(self, height: int, width: int, band: int) -> int:
-        """Working memory of one frame, beyond its input and output."""
+    def peak_bytes(self, height: int, width: int, band: int, copy_bytes: int = 0) -> int:
+        """Working memory of one frame, beyond its input and output.
+
+        `copy_bytes` is what a LR pixel of a window's own result takes: memory that the tail fills band by band, and
+        that the system gives only then; all of it from the start where there are no bands.
+        """
+        pixels = height * width
+        if self.tail_bytes == 0:
+            return int((self.trunk_bytes + copy_bytes) * pixels)
         rows = min(height, band + 2 * self.tail_radius)
-        tail = self.kept_bytes * height * width + self.tail_bytes * rows * width
-        return int(max(self.trunk_bytes * height * width, tail))
+        tail = (self.kept_bytes + copy_bytes) * pixels + self.tail_bytes * rows * width
+        return int(max(self.trunk_bytes * pixels, tail))
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ def plan(
     """Choose the cut of a frame before anything is allocated.
 
     `budget_bytes` is what the run may use beyond the frame and its result; None is unlimited. A `tile` that the user
-    asked for is taken as it is. `copy_bytes` is what a LR pixel of a window takes outside the network.
+    asked for is taken as it is. `copy_bytes` is what a LR pixel of a window's own result takes.
 
     Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame
     """
@@ -136,4 +143,4 @@ def _tiled(cost: Footprint, height: int, width: int, size: int, copy_bytes: int)
         min(length, max(end - start for start, end in _spans(length, size)) + 2 * halo) for length in (height, width)
     )
     band = cost.band(rows, columns)
-    return Plan(band, size, cost.peak_bytes(rows, columns, band) + copy_bytes * rows * columns)
+    return Plan(band, size, cost.peak_bytes(rows, columns, band, copy_bytes))

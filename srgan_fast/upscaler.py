@@ -66,7 +66,7 @@ class Upscaler:
 
         Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
         """
-        copy = 3 * itemsize * (1 + self.scale**2)  # a window's pixels before and after, while it is run by itself
+        copy = 3 * itemsize * self.scale**2
         budget = self._budget(count * height * width * self.scale**2 * 3 * itemsize)
         cost = self._backend.footprint
         cut = plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
