@@ -82,6 +82,11 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.add.Tensor and isinstance(args[1], Tensor):
+            # Of numbers of two kinds the CPU first makes copies of one kind, which no dispatch sees.
+            mixed = (each for each in args[:2] if each.dtype != result.dtype and each.device.type == "cpu")
+            hidden = sum(each.numel() for each in mixed) * result.element_size()
+            self.peak = max(self.peak, self.now + result.nbytes + hidden)
         given = {id(each.untyped_storage()) for each in args if isinstance(each, Tensor)}
         for each in result if isinstance(result, (tuple, list)) else (result,):
             if not isinstance(each, Tensor):

@@ -43,6 +43,15 @@ def test_live_bytes_follow_tensors() -> None:
         assert live.now == 0
 
 
+def test_a_sum_of_two_dtypes_takes_a_copy_more() -> None:
+    x, y = torch.zeros(1000), torch.zeros(1000, dtype=torch.bfloat16)
+    with LiveBytes() as live:
+        total = x + y
+        assert live.now == 4000
+        assert live.peak == 8000
+        del total
+
+
 def test_the_process_says_what_it_holds() -> None:
     assert 0 < resident_bytes() <= peak_resident_bytes()
 
