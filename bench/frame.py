@@ -29,7 +29,7 @@ from srgan_fast.bench.timer import calls_for, interleave
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, SRGANFastError, UsageError
 from srgan_fast.kernels.parity import GATES
-from srgan_fast.upscaler import Upscaler
+from srgan_fast.upscaler import Upscaler, resolved
 from srgan_fast.weights import Model, load
 
 # TF32 keeps as many bits as fp16.
@@ -69,7 +69,7 @@ def measure(
         raise ValueError(f"expected at least 1 run of at least 1 frame, got {runs} of {batch}")
     model = load(model_name)
     # Refuses a device that is not there, and says what `auto` is, before anything is timed.
-    device = Upscaler(model, device=device).device
+    device = resolved(device)
     pixels = np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
     frames = torch.from_numpy(pixels).to(device)
     waiting = makers(model, frames, device, with_peers)
@@ -266,7 +266,7 @@ if __name__ == "__main__":
     _arguments, _options = json.loads(sys.argv[1])
     try:
         _found = measure(*_arguments, **_options)
-        print(json.dumps([*ceiling.measure(Upscaler(_arguments[0], device=_arguments[4]).device), *_found]))
+        print(json.dumps([*ceiling.measure(resolved(_arguments[4])), *_found]))
     except SRGANFastError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

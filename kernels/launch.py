@@ -31,6 +31,25 @@ class Tiles:
     num_stages: int
     descriptors: bool = False
 
+    def grid(self, frames: int, height: int, width: int, blocks: int) -> tuple[int, int, int]:
+        """The programs of a pointer kernel: tiles of a frame, blocks of outputs, frames."""
+        return -(-height // self.rows) * -(-width // self.columns), blocks, frames
+
+    def blocks(self, cout: int) -> int:
+        """How many programs share the outputs of a tile."""
+        return -(-cout // self.outputs)
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What every convolution kernel is compiled with; the pointer kernels take `inputs` as BK besides."""
+        return {
+            "TH": self.rows,
+            "TW": self.columns,
+            "BN": self.outputs,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
 
 @dataclass(frozen=True)
 class _Row:

@@ -56,7 +56,7 @@ class Upscaler:
         if self.memory_bytes is not None:
             give_back_freed()
         self.model = model if isinstance(model, Model) else load(model)
-        self.device = _device(device)
+        self.device = resolved(device)
         self.scale = self.model.info.scale
         self._backend = select(backend, self.model, self.device, precision)
         self.backend_name, self.precision = self._backend.name, self._backend.precision
@@ -156,7 +156,11 @@ class Upscaler:
                 ]
 
 
-def _device(device: str) -> str:
+def resolved(device: str) -> str:
+    """The device that a name means; `auto` is the GPU if there is one.
+
+    Raises:  UsageError for another name, or a GPU that is not there
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -56,7 +56,7 @@ def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
     pixels = arguments.get("dtype") if op == "tail" else None
     floats: Arguments = arguments | ({"dtype": torch.float32} if pixels in LEVELS else {})
     # What plain PyTorch errs is the measure, so it may not round to TF32.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with parity.exact_float32(device):
         plain, truth = package.reference(**floats), package.reference(**in_double(floats))
     memory = Guarded(plain, float("nan"))
     before = {name: value.clone() for name, value in floats.items() if isinstance(value, Tensor)}

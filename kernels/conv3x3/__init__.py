@@ -6,6 +6,8 @@ be the residual's own memory. Batch normalisation has been folded into weight an
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -61,20 +63,16 @@ def run(
         "COUT": cout,
         "PRELU": slopes is not None,
         "RESIDUAL": residual is not None,
-        "TH": tiles.rows,
-        "TW": tiles.columns,
-        "BN": tiles.outputs,
-        "num_warps": tiles.num_warps,
-        "num_stages": tiles.num_stages,
+        **tiles.constants,
     }
-    down, across, blocks = -(-h // tiles.rows), -(-w // tiles.columns), -(-cout // tiles.outputs)
+    grid = tiles.grid(n, h, w, tiles.blocks(cout))
     # A descriptor starts at a 16-byte word; a slice of a larger buffer may not.
     if tiles.descriptors and not any(memory.data_ptr() % 16 for memory in (x, weight, residual_, out)):
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         window = [1, tiles.rows, tiles.columns]
         target = TensorDescriptor.from_tensor(out, [*window, tiles.outputs])
-        total = n * down * across * blocks
+        total = math.prod(grid)
         programs = min(total, launch.processors(x.device))
         kernel.conv3x3_descriptor[(programs,)](
             TensorDescriptor.from_tensor(x, [*window, cin]),
@@ -84,15 +82,13 @@ def run(
             TensorDescriptor.from_tensor(residual_, [*window, tiles.outputs]) if residual is not None else target,
             target,
             total,
-            across,
-            down * across,
+            -(-w // tiles.columns),
+            grid[0],
             programs,
             **shape,
         )
     else:
-        kernel.conv3x3_pointer[(down * across, blocks, n)](
-            x, weight, bias, slopes_, residual_, out, h, w, BK=tiles.inputs, **shape
-        )
+        kernel.conv3x3_pointer[grid](x, weight, bias, slopes_, residual_, out, h, w, BK=tiles.inputs, **shape)
     return out
 
 

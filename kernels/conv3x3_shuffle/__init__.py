@@ -44,8 +44,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, r: int = 2, *, 
     from srgan_fast.kernels.conv3x3_shuffle import kernel
 
     tiles = launch.tiles_for(x, channels)
-    spots, blocks = -(-h // tiles.rows) * -(-w // tiles.columns), -(-channels // tiles.outputs)
-    kernel.conv3x3_shuffle_pointer[(spots, r * r * blocks, n)](
+    kernel.conv3x3_shuffle_pointer[tiles.grid(n, h, w, r * r * tiles.blocks(channels))](
         x.contiguous(),
         weight.contiguous(),
         bias.contiguous(),
@@ -56,12 +55,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, r: int = 2, *, 
         CIN=cin,
         C=channels,
         R=r,
-        TH=tiles.rows,
-        TW=tiles.columns,
-        BN=tiles.outputs,
         BK=tiles.inputs,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.constants,
     )
     return out
 

@@ -45,8 +45,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, *, out: Tensor 
     from srgan_fast.kernels.head import kernel
 
     tiles = launch.tiles_for(x, cout)
-    spots, blocks = -(-h // tiles.rows) * -(-w // tiles.columns), -(-cout // tiles.outputs)
-    kernel.head_pointer[(spots, blocks, n)](
+    kernel.head_pointer[tiles.grid(n, h, w, tiles.blocks(cout))](
         x.contiguous(),
         weight.contiguous(),
         bias.contiguous(),
@@ -57,11 +56,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, *, out: Tensor 
         COUT=cout,
         SIZE=size,
         BK=depth,
-        TH=tiles.rows,
-        TW=tiles.columns,
-        BN=tiles.outputs,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.constants,
     )
     return out
 

@@ -100,8 +100,7 @@ def run(
                 f" got strides {list(row_weight.stride())} and {list(row_sums.stride())}"
             )
         tiles = launch.tiles_for(x, size * outputs)
-        spots = -(-h // tiles.rows) * -(-w // tiles.columns)
-        kernel.tail_rows_pointer[(spots, -(-size * outputs // tiles.outputs), n)](
+        kernel.tail_rows_pointer[tiles.grid(n, h, w, tiles.blocks(size * outputs))](
             x,
             row_weight,
             row_sums,
@@ -110,12 +109,8 @@ def run(
             CIN=cin,
             COUT=size * outputs,
             SIZE=size,
-            TH=tiles.rows,
-            TW=tiles.columns,
-            BN=tiles.outputs,
             BK=tiles.inputs,
-            num_warps=tiles.num_warps,
-            num_stages=tiles.num_stages,
+            **tiles.constants,
         )
         block = max(16, 1 << (outputs - 1).bit_length())
         kernel.tail_sum_pointer[(-(-h * w // _PIXELS), n)](
@@ -123,8 +118,7 @@ def run(
         )
         return out
     tiles = launch.tiles_for(x, outputs)
-    spots, blocks = -(-h // tiles.rows) * -(-w // tiles.columns), -(-outputs // tiles.outputs)
-    kernel.tail_pointer[(spots, blocks, n)](
+    kernel.tail_pointer[tiles.grid(n, h, w, tiles.blocks(outputs))](
         x,
         weight,
         bias,
@@ -136,12 +130,8 @@ def run(
         w,
         CIN=cin,
         SIZE=size,
-        TH=tiles.rows,
-        TW=tiles.columns,
-        BN=tiles.outputs,
         BK=tiles.inputs,
-        num_warps=tiles.num_warps,
-        num_stages=tiles.num_stages,
+        **tiles.constants,
         **picture,
     )
     return out

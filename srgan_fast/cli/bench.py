@@ -119,9 +119,9 @@ def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
         return
     from srgan_fast.bench import ceiling, frame, kernel, train
     from srgan_fast.bench.device import is_cuda
-    from srgan_fast.upscaler import Upscaler
+    from srgan_fast.upscaler import resolved
 
-    device = Upscaler(asked.model, device=asked.device).device
+    device = resolved(asked.device)
     yield list(ceiling.measure(device))
     if suite == "train":
         for size in train.SIZES if is_cuda(device) else ("small",):
