@@ -1,8 +1,8 @@
 """GPU kernels, one folder an op, each beside its reference; and the rule by which they are held equal.
 
-An op is a package with `reference.py` (plain PyTorch, any dtype), `kernel.py` (Triton), `cases.py` (what it is tested
-and timed with) and, in `__init__.py`, its contract, `run`, which takes the fastest implementation that the device has,
-and the same as a `torch.library` operator.
+An op is a package with `reference.py` (plain PyTorch, any dtype), `kernel.py` (Triton), for some `sm90.cu` and how it is
+launched, `sm90.py`, `cases.py` (what it is tested and timed with) and, in `__init__.py`, its contract, `run`, which
+takes the fastest implementation that the device has, and the same as a `torch.library` operator.
 """
 
 from __future__ import annotations
@@ -10,14 +10,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 OPS = {
     name: f"srgan_fast.kernels.{name}"
     for name in ("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu")
 }
+
+# The ops that have a hand-written kernel for Hopper beside the Triton one.
+ON_HOPPER = ("conv3x3", "conv3x3_shuffle")
 
 # The oldest architecture whose tensor cores Triton's pointer kernels are compiled and tested for.
 _OLDEST = 80
@@ -52,6 +59,30 @@ def why_not_triton(device: torch.device) -> tuple[str, str] | None:
     return None
 
 
+# What `only` allows.
+_only: ContextVar[str | None] = ContextVar("only", default=None)
+
+
+@contextmanager
+def only(implementation: str) -> Iterator[None]:
+    """Let every op run by one implementation, sm90, triton or reference, wherever it exists and is right."""
+    token = _only.set(implementation)
+    try:
+        yield
+    finally:
+        _only.reset(token)
+
+
+def forced() -> str | None:
+    """The implementation that `only` allows; None if the fastest runs."""
+    return _only.get()
+
+
+def takes_reference(x: Tensor) -> bool:
+    """Whether an op on `x` is its reference: in float64, where Triton does not run, and where `only` says so."""
+    return x.dtype == torch.float64 or forced() == "reference" or why_not_triton(x.device) is not None
+
+
 def architecture(device: torch.device) -> int:
     """The compute capability of a GPU as in sm_90; that of the oldest supported one for the interpreter."""
     if device.type != "cuda":
@@ -61,8 +92,14 @@ def architecture(device: torch.device) -> int:
 
 
 def implementations(op: str, device: torch.device) -> dict[str, str | None]:
-    """The implementations of an op, fastest first, each with the reason why it does not run on a device, or None."""
+    """The implementations of an op, fastest first, each with the reason why it does not run on a device, or None.
+
+    One that runs on a device may still leave some shapes to the next.
+    """
+    from srgan_fast.kernels import hopper
+
     if op not in OPS:
         raise KeyError(op)
-    reason = why_not_triton(device)
-    return {"triton": reason[0] if reason else None, "reference": None}
+    reasons = {"sm90": hopper.why_not(device)} if op in ON_HOPPER else {}
+    reasons["triton"] = why_not_triton(device)
+    return {**{name: reason[0] if reason else None for name, reason in reasons.items()}, "reference": None}

@@ -126,8 +126,12 @@ _pretended: ContextVar[int | None] = ContextVar("pretended", default=None)
 
 def processors(device: torch.device) -> int:
     """The number of multiprocessors, which a persistent kernel fills and a small frame leaves idle."""
-    pretended = _pretended.get()
-    return _processors(device) if pretended is None else pretended
+    return pretended() or _processors(device)
+
+
+def pretended() -> int | None:
+    """The number that `pretend` puts in the place of a device's own; None outside of it."""
+    return _pretended.get()
 
 
 @contextmanager

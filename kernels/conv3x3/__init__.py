@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import launch, why_not_triton
+from srgan_fast.kernels import hopper, launch, takes_reference
 from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.conv3x3.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.conv3x3.reference import conv3x3 as reference
 
@@ -33,8 +34,11 @@ def run(
     residual: Tensor | None = None,
     *,
     out: Tensor | None = None,
+    backwards: bool = False,
 ) -> Tensor:
     """Convolve NHWC frames by the fastest implementation that their device has.
+
+    `backwards` lets some start with the last tile, which the op before has written last: a matter of caches only.
 
     Shapes:  x [n, h, w, cin], weight [9, cin, cout] (see `pack`), bias and slopes [cout],
              residual and result [n, h, w, cout]
@@ -50,13 +54,28 @@ def run(
     if residual is not None:
         expect("residual", residual, n, h, w, cout, dtype=x.dtype)
     out = output_for(x, out, n, h, w, cout)
-    if x.dtype == torch.float64 or why_not_triton(x.device):
-        return out.copy_(reference(x, weight, bias, slopes, residual))
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    slopes = None if slopes is None else slopes.contiguous()
+    residual = None if residual is None else residual.contiguous()
+
+    def portable(out: Tensor) -> Tensor:
+        if takes_reference(x):
+            return out.copy_(reference(x, weight, bias, slopes, residual))
+        return _triton(x, weight, bias, slopes, residual, out)
+
+    offer = sm90.offer("conv3x3", x, weight, bias, slopes, residual, out, backwards=backwards)
+    return out if hopper.take(offer, portable, out) else portable(out)
+
+
+def _triton(
+    x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor | None, residual: Tensor | None, out: Tensor
+) -> Tensor:
     from srgan_fast.kernels.conv3x3 import kernel
 
-    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    slopes_ = bias if slopes is None else slopes.contiguous()
-    residual_ = x if residual is None else residual.contiguous()
+    n, h, w, cin = x.shape
+    cout = weight.shape[-1]
+    slopes_ = bias if slopes is None else slopes
+    residual_ = x if residual is None else residual
     tiles = launch.tiles_for(x, cout)
     shape = {
         "CIN": cin,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import launch, why_not_triton
+from srgan_fast.kernels import hopper, launch, takes_reference
+from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.contract import expect, output_for
 from srgan_fast.kernels.conv3x3_shuffle.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.conv3x3_shuffle.reference import conv3x3_shuffle as reference
@@ -27,8 +28,17 @@ def pack(weight: Tensor, bias: Tensor, r: int) -> tuple[Tensor, Tensor]:
     return columns.contiguous(), bias.reshape(channels, r * r).t().reshape(-1).contiguous()
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, r: int = 2, *, out: Tensor | None = None) -> Tensor:
-    """Enlarge NHWC frames by the fastest implementation that their device has.
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slopes: Tensor,
+    r: int = 2,
+    *,
+    out: Tensor | None = None,
+    backwards: bool = False,
+) -> Tensor:
+    """Enlarge NHWC frames by the fastest implementation that their device has; for `backwards` see `conv3x3`.
 
     Shapes:  x [n, h, w, cin], weight [9, cin, r^2*c] and bias [r^2*c] (see `pack`), slopes [c], result [n, h*r, w*r, c]
     Dtypes:  x, weight and result float16, bfloat16 or float32, all one; bias and slopes float32; sums float32
@@ -39,16 +49,28 @@ def run(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, r: int = 2, *, 
     expect("weight", weight, 9, cin, r * r * channels, dtype=x.dtype)
     expect("bias", bias, r * r * channels)
     out = output_for(x, out, n, h * r, w * r, channels)
-    if x.dtype == torch.float64 or why_not_triton(x.device):
-        return out.copy_(reference(x, weight, bias, slopes, r))
+    x, weight, bias, slopes = x.contiguous(), weight.contiguous(), bias.contiguous(), slopes.contiguous()
+
+    def portable(out: Tensor) -> Tensor:
+        if takes_reference(x):
+            return out.copy_(reference(x, weight, bias, slopes, r))
+        return _triton(x, weight, bias, slopes, r, out)
+
+    offer = sm90.offer("conv3x3_shuffle", x, weight, bias, slopes, None, out, r=r, backwards=backwards)
+    return out if hopper.take(offer, portable, out) else portable(out)
+
+
+def _triton(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, r: int, out: Tensor) -> Tensor:
     from srgan_fast.kernels.conv3x3_shuffle import kernel
 
+    n, h, w, cin = x.shape
+    (channels,) = slopes.shape
     tiles = launch.tiles_for(x, channels)
     kernel.conv3x3_shuffle_pointer[tiles.grid(n, h, w, r * r * tiles.blocks(channels))](
-        x.contiguous(),
-        weight.contiguous(),
-        bias.contiguous(),
-        slopes.contiguous(),
+        x,
+        weight,
+        bias,
+        slopes,
         out,
         h,
         w,

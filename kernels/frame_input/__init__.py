@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import why_not_triton
+from srgan_fast.kernels import takes_reference
 from srgan_fast.kernels.contract import expect, output_for
 from srgan_fast.kernels.frame_input.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.frame_input.reference import frame_input as reference
@@ -30,7 +30,7 @@ def run(frames: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype, *, out
     for name, vector in (("gain", gain), ("offset", offset)):
         expect(name, vector, 3)
     out = output_for(frames, out, *frames.shape[:-1], 4, dtype=dtype)
-    if why_not_triton(frames.device):
+    if takes_reference(frames):
         return out.copy_(reference(frames, gain, offset, dtype))
     from srgan_fast.kernels.frame_input import kernel
 

@@ -21,7 +21,7 @@ from srgan_fast.backends.eager import EagerBackend, quantise
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.backends.program import Call, Program, Unsupported, bind, place, run_all, walk
 from srgan_fast.errors import BackendUnavailable, UsageError
-from srgan_fast.kernels import launch, why_not_triton
+from srgan_fast.kernels import hopper, launch, why_not_triton
 from srgan_fast.kernels.launch import MOST_ELEMENTS
 from srgan_fast.kernels.parity import Agreement, agree
 from srgan_fast.model import receptive_radius
@@ -73,7 +73,9 @@ class FusedBackend:
             raise BackendUnavailable(f"backend fused is not available: {answer[0]}; {answer[1]}")
         network = without_last_shuffle(folded(model.network))
         try:
-            self.program: Program = walk(network, model.info, _DTYPES[self.precision], self.device)
+            # Not inference tensors, even if the caller is in that mode: those do not say when they were written to.
+            with torch.inference_mode(False):
+                self.program: Program = walk(network, model.info, _DTYPES[self.precision], self.device)
         except Unsupported as error:
             raise BackendUnavailable(f"backend fused does not cover this network: {error}; take eager") from error
         self.stream = graph.stream_for(self.device)
@@ -102,6 +104,7 @@ class FusedBackend:
             self._ready.move_to_end(key)
             return self._ready[key]
         calls, views = self.bound(n, h, w, dtype)
+        hopper.prepare(self.device, lambda: run_all(calls))
         replay = graph.capture(lambda: run_all(calls), self.device, self.stream)
         self._ready[key] = _Ready(replay, views["frames"], views["pixels"])
         if len(self._ready) > _MOST_GRAPHS:

@@ -265,12 +265,14 @@ def bind(
         flat = memory[offset : offset + math.prod(shape) * dtype.itemsize]
         views[name] = flat.view(dtype).view(shape)
     calls = []
-    for step in program.steps:
+    for number, step in enumerate(program.steps):
         arguments = {**step.constants, **{argument: views[name] for argument, name in step.buffers.items()}}
         if step.op == "frame_input":
             arguments["gain"] = arguments["gain"] / LEVELS.get(frames, 1)
         elif step.op == "tail":
             arguments["dtype"] = frames
+        if step.op in kernels.ON_HOPPER:
+            arguments["backwards"] = number % 2 == 1
         work = partial(kernels.load(step.op).run, **arguments, out=views[step.out])
         calls.append(Call(step.op, work, views[step.out], step.out in step.buffers.values()))
     return calls, views

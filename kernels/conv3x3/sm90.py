@@ -1,0 +1,242 @@
+"""conv3x3 and conv3x3_shuffle for sm_90a: which calls the kernel in sm90.cu takes, and how it is launched for them."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srgan_fast.kernels import hopper, load
+from srgan_fast.kernels.cases import Draw
+from srgan_fast.kernels.nvrtc import Specialisation
+from srgan_fast.kernels.parity import Report
+
+CHANNELS = 64  # of the input, and of a slice of the outputs
+_PIXEL_BYTES = 2 * CHANNELS
+
+
+class Layout(enum.Enum):
+    """How the pixels of a tile lie in shared memory; see sm90.cu. In the order of preference."""
+
+    SHIFTED = "kShifted"
+    FLAT = "kFlat"
+    BOXES = "kBoxes"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The numbers of Conv3x3Tile that the host needs."""
+
+    layout: Layout
+    rows: int
+
+    @property
+    def columns(self) -> int:
+        """Columns that are written."""
+        return 30 if self.layout is Layout.FLAT else 8
+
+    @property
+    def computed(self) -> int:
+        """Columns that are multiplied."""
+        return 32 if self.layout is Layout.FLAT else 8
+
+    @property
+    def pitch(self) -> int:
+        """Columns of a copied box."""
+        return 10 if self.layout is Layout.SHIFTED else self.computed
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of a copy of results."""
+        return 1 if self.layout is Layout.FLAT else self.rows
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        halo = (3 if self.layout is Layout.BOXES else 1) * self.pitch * (self.rows + 2) * _PIXEL_BYTES
+        halo = -(-(halo + (2 * _PIXEL_BYTES if self.layout is Layout.FLAT else 0)) // 1024) * 1024
+        results = self.computed * self.rows * _PIXEL_BYTES
+        return 1024 + 9 * CHANNELS * _PIXEL_BYTES + 2 * (halo + results) + 8 * 11
+
+
+# The heights of tiles by layout: N is at most 256, and what fits into shared memory.
+HEIGHTS = {Layout.SHIFTED: hopper.HEIGHTS, Layout.FLAT: tuple(range(1, 9)), Layout.BOXES: tuple(range(2, 17, 2))}
+
+
+class Parameters(ctypes.Structure):
+    """Conv3x3Parameters."""
+
+    _fields_ = (
+        ("x", hopper.Map),
+        ("weight", hopper.Map),
+        ("residual", hopper.Map),
+        ("y", hopper.Map),
+        ("bias", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
+        ("slopes_step", ctypes.c_int),
+        ("across", ctypes.c_int),
+        ("tiles_across", ctypes.c_int),
+        ("tiles_a_frame", ctypes.c_int),
+        ("tiles", ctypes.c_int),
+        ("reversed", ctypes.c_int),
+        ("_padding", ctypes.c_uint8 * 24),  # to a multiple of the maps' alignment
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The template arguments of the kernel, and the op that asks for it."""
+
+    op: str
+    dtype: torch.dtype
+    tile: Tile
+    prelu: bool
+    residual: bool
+
+    @property
+    def source(self) -> Specialisation:
+        """What is compiled."""
+        flags = f"{self.prelu}, {self.residual}".lower()
+        layout = f"srgan_fast::{self.tile.layout.value}"
+        expression = f"srgan_fast::conv3x3<{hopper.ELEMENT[self.dtype]}, {layout}, {self.tile.rows}, {flags}>"
+        return Specialisation("conv3x3/sm90.cu", expression)
+
+    @property
+    def kernel(self) -> hopper.Kernel:
+        """The kernel, with its check."""
+        return hopper.Kernel(self.op, self.source, self.tile.shared_bytes, partial(_check, self))
+
+
+def offer(
+    op: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slopes: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    *,
+    r: int = 1,
+    backwards: bool = False,
+) -> hopper.Offer | str:
+    """A call by the kernel, or why it does not cover this one; see `run` of the packages. r is the shuffle's factor."""
+    runtime = hopper.runtime_for(x.device)
+    if runtime is None:
+        return "no Hopper GPU, or no compiler for it"
+    cin, cout = weight.shape[1:]
+    if x.dtype not in hopper.ELEMENT:
+        return f"it has no kernel in {x.dtype}"
+    if cin != CHANNELS or cout % (CHANNELS * r * r):
+        return f"it takes 64 channels to multiples of 64, and these are {cin} to {cout // r**2}"
+    if any(memory.data_ptr() % 16 for memory in (x, residual, out) if memory is not None):
+        return "its copies start at words of 16 bytes"
+    layout = preferred_layout(runtime)
+    if layout is None:
+        return "this GPU reads no layout of its tiles rightly"
+    n, h, w, _ = x.shape
+    blocks = max(1, hopper.processors(runtime) // (cout // CHANNELS))
+    sample = Tile(layout, HEIGHTS[layout][0])
+    rows = hopper.tile_rows(n, h, w, sample.columns, sample.computed, blocks, HEIGHTS[layout])
+    variant = Variant(op, x.dtype, Tile(layout, rows), slopes is not None, residual is not None)
+
+    def call(out: Tensor) -> None:
+        launch(runtime, variant, blocks, x, weight, bias, slopes, residual, out, r, backwards)
+
+    what = f"{op} of {n}x{h}x{w}, {cin} to {cout // r**2}, by {variant.source.expression}"
+    return hopper.Offer(runtime, (variant.kernel,), what, call)
+
+
+def launch(
+    runtime: hopper.Runtime,
+    variant: Variant,
+    blocks: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slopes: Tensor | None,
+    residual: Tensor | None,
+    out: Tensor,
+    r: int,
+    backwards: bool,
+) -> None:
+    """Launch the kernel on contiguous tensors, with up to `blocks` blocks a slice of the outputs."""
+    n, h, w, _ = x.shape
+    tile = variant.tile
+    slices = weight.shape[-1] // CHANNELS
+    # Slices are channels beside each other in a pixel, or sub-pixels beside and below each other.
+    across, down = (slices, 1) if r == 1 else (r, slices // r)
+    rows = hopper.packed(weight, _rows)
+
+    def window(pixels: Tensor, columns: int, lines: int) -> Any:
+        pitch = across * _PIXEL_BYTES
+        sizes = (across * CHANNELS, w, down, h, n)
+        strides = (pitch, pitch * w, pitch * w * down, pitch * w * down * h)
+        box = (CHANNELS, columns, 1, lines, 1)
+        return hopper.Map(*runtime.tensor_map(pixels.data_ptr(), x.dtype, sizes, strides, box, 128))
+
+    def flat(pixels: Tensor, sizes: tuple[int, ...], box: tuple[int, ...]) -> Any:
+        strides = tuple(_PIXEL_BYTES * math.prod(sizes[1:inner]) for inner in range(1, len(sizes)))
+        return hopper.Map(*runtime.tensor_map(pixels.data_ptr(), x.dtype, sizes, strides, box, 128))
+
+    y = window(out, tile.columns, tile.stored_rows)
+    parameters = Parameters(
+        x=flat(x, (CHANNELS, w, h, n), (CHANNELS, tile.pitch, tile.rows + 2, 1)),
+        weight=flat(rows, (CHANNELS, len(rows)), (CHANNELS, 192)),
+        residual=y if residual is None else window(residual, tile.computed, tile.rows),
+        y=y,
+        bias=bias.data_ptr(),
+        slopes=None if slopes is None else slopes.data_ptr(),
+        slopes_step=CHANNELS if r == 1 else 0,
+        across=across,
+        tiles_across=-(-w // tile.columns),
+        reversed=backwards,
+    )
+    parameters.tiles_a_frame = parameters.tiles_across * -(-h // tile.rows)
+    parameters.tiles = parameters.tiles_a_frame * n
+    hopper.launch(runtime, variant.kernel, (min(parameters.tiles, blocks), slices, 1), parameters)
+
+
+def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
+    """The first layout that a GPU reads rightly, by `probe.cu`; None if there is none."""
+    wrong: list[int] = hopper.known(runtime, "wrong values by layout", lambda: _probe(runtime))
+    return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
+
+
+class _ProbeParameters(ctypes.Structure):
+    _fields_ = (("wrong", ctypes.c_void_p),)
+
+
+def _probe(runtime: hopper.Runtime) -> list[int]:
+    wrong = torch.full((len(Layout),), -1, dtype=torch.int32, device=runtime.device)
+    source = Specialisation("conv3x3/probe.cu", "srgan_fast::probe")
+    kernel = runtime.kernel(source, _PROBE_SHARED_BYTES)
+    runtime.launch(kernel, (len(Layout), 1, 1), 128, _ProbeParameters(wrong.data_ptr()), what="probe of layouts")
+    runtime.check("probe of layouts")
+    return wrong.tolist()
+
+
+def _rows(weight: Tensor) -> Tensor:
+    """Weights [9, 64, slices * 64] -> [slices * 9 * 64, 64]: a row an output of a tap of a slice."""
+    return weight.view(9, CHANNELS, -1, CHANNELS).permute(2, 0, 3, 1).reshape(-1, CHANNELS)
+
+
+def _check(variant: Variant, runtime: hopper.Runtime) -> Report:
+    """The variant on two frames of ragged tiles, of which each of two blocks has several."""
+    n, h, w = 2, variant.tile.rows + 1, 2 * variant.tile.columns + 3
+    draw = Draw(str(runtime.device), variant.dtype)
+    shuffled = variant.op == "conv3x3_shuffle"
+    r, outputs = (2, 4 * CHANNELS) if shuffled else (1, 2 * CHANNELS)
+    x, weight, bias = draw.normal(n, h, w, CHANNELS), draw.weight(9, CHANNELS, outputs), draw.vector(outputs, 0.5)
+    slopes = draw.slopes(outputs // r**2) if variant.prelu else None
+    residual = draw.normal(n, h, w, outputs) if variant.residual else None
+    out = torch.full((n, h * r, w * r, outputs // r**2), torch.nan, dtype=variant.dtype, device=runtime.device)
+    launch(runtime, variant, 2, x, weight, bias, slopes, residual, out, r, False)
+    arguments = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
+    arguments |= {"r": r} if shuffled else {"residual": residual}
+    return hopper.compare_by(load(variant.op).reference, arguments, out)
