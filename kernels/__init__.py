@@ -1,8 +1,8 @@
 """GPU kernels, one folder an op, each beside its reference; and the rule by which they are held equal.
 
-An op is a package with `reference.py` (plain PyTorch, any dtype), `kernel.py` (Triton), for some `sm90.cu` and how it is
-launched, `sm90.py`, `cases.py` (what it is tested and timed with) and, in `__init__.py`, its contract, `run`, which
-takes the fastest implementation that the device has, and the same as a `torch.library` operator.
+An op is a package with `reference.py` (plain PyTorch, any dtype), `kernel.py` (Triton), for some `sm90.cu` and, in
+`sm90.py`, how it is launched, `cases.py` (what it is tested and timed with) and, in `__init__.py`, its contract, `run`,
+which takes the fastest implementation that the device has, and the same as a `torch.library` operator.
 """
 
 from __future__ import annotations

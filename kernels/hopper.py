@@ -143,7 +143,7 @@ class Offer:
 
 @dataclass
 class _Memory:
-    """What is known of one runtime: kernels that failed or passed, which calls are slower than their rivals, and more."""
+    """What is known of a runtime: kernels that failed or passed, calls that are slower than their rivals, and more."""
 
     trusted: dict[Specialisation, str | None] = field(default_factory=dict)
     slower: dict[str, bool] = field(default_factory=dict)
@@ -307,6 +307,9 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> Tensor:
         known = _packed.setdefault(weight, {})
         if version is None or known.get(pack, (None, None))[0] != version:
             known[pack] = version, pack(weight).contiguous()
+            if weight.is_cuda and not torch.cuda.is_current_stream_capturing():
+                # Kernels read their weights before they wait for the kernel that ran before them.
+                torch.cuda.current_stream(weight.device).synchronize()
         result: Tensor = known[pack][1]
     return result
 
@@ -334,7 +337,7 @@ def waves(tiles: int, blocks: int) -> int:
 def tile_rows(
     frames: int, height: int, width: int, columns: int, computed: int, blocks: int, heights: Sequence[int] = HEIGHTS
 ) -> int:
-    """The height of tiles that ends first: the fewest clocks in the last block to finish, so that no wave is half empty.
+    """The height of tiles that ends first: the fewest clocks in the block that ends last, so that no wave is half empty.
 
     `columns` of a tile are written, `computed` are multiplied; `blocks` run at a time. Of equals, the tallest tile has
     the least halo.

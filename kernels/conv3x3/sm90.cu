@@ -125,6 +125,8 @@ __global__ void __launch_bounds__(384, 1) conv3x3(const __grid_constant__ Conv3x
   const uint32_t halo = halos + group * Tile::kHaloBytes, result = results + group * Tile::kResultBytes;
   const uint64_t a = operand(weights, Swizzle::k128, 8 * Tile::kPixelBytes);
   const uint64_t b = operand(halo, Swizzle::k128, Tile::kStride);
+  // Bias and slopes may have been put in order by the kernel just before; the weights are packed long ahead.
+  wait_for_previous_kernel();
   // This thread's sums are of two outputs, 8 apart.
   const int output = warp * 16 + lane / 4;
   const float bias[2] = {p.bias[slice * 64 + output], p.bias[slice * 64 + output + 8]};
