@@ -41,9 +41,7 @@ def choose_precision(precision: str, device: str) -> str:
         amx = device == "cpu" and torch.cpu._is_amx_tile_supported()
         return "bf16" if amx else "fp32"
     if precision == "int8":
-        raise BackendUnavailable(
-            "int8 is for the backend fused on an NVIDIA GPU; take fp32, bf16 or fp16"
-        )
+        raise BackendUnavailable("int8 is for the backend fused on an NVIDIA GPU; take fp32, bf16 or fp16")
     if precision not in _DTYPES:
         raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, got {precision!r}")
     if precision == "fp16" and device == "cpu":

@@ -145,7 +145,7 @@ class _Writer:
         convs = layers[2::2]
         self._head(layers[0], layers[1], "even", reader=convs[0] if convs else None)
         x = "even"
-        for conv, activation, reader in zip(convs, layers[3::2], [*convs[1:], None], strict=True):
+        for conv, activation, reader in zip(convs, layers[3::2], [*convs, None][1:], strict=True):
             out = "odd" if x == "even" else "even"
             self._conv(conv, activation, x, out, reader=reader)
             x = out

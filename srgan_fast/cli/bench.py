@@ -89,9 +89,7 @@ def bench(
     if suite not in (*_SUITES, _PRECISION, "all"):
         raise UsageError(f"expected --suite {', '.join((*_SUITES, _PRECISION))} or all, got {suite!r}")
     if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
-        raise UsageError(
-            "--suite precision compares on images: expected --hr FOLDER with it, and with it alone"
-        )
+        raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
     if suite not in ("memory", "all") and (memory is not None or precision != "auto"):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
     if suite not in ("frame", "all") and (compiled or peers):

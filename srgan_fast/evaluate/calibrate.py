@@ -16,8 +16,7 @@ from srgan_fast.calibration import Calibration, quantised_layers
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, ParityError, UsageError
 from srgan_fast.evaluate.benchmark import images, pixels
-from srgan_fast.evaluate.emulate import compare
-from srgan_fast.kernels.conv3x3_int8 import why_not
+from srgan_fast.evaluate.emulate import compare, emulated
 from srgan_fast.kernels.quantise_int8 import LEVELS
 from srgan_fast.rewrite import folded
 from srgan_fast.weights import Model
@@ -49,9 +48,21 @@ def calibrate(
     said = on_image or (lambda text: None)
     network = folded(model.network)
     layers = quantised_layers(network)
-    for conv in layers.values():
-        if (reason := why_not(conv.in_channels)) is not None:
-            raise UsageError(f"int8 does not cover {model.info.name}: {reason}")
+    found = Calibration(
+        scales=dict.fromkeys(layers, 1.0),
+        weights=model.info.digest,
+        percentile=float(percentile),
+        images=0,
+        images_sha256="",
+        psnr_db=0.0,
+        drop_db=0.0,
+        limit_db=float(limit_db),
+    )
+    try:
+        # What int8 cannot do is said before any image is read.
+        emulated(replace(model, calibration=found), "int8")
+    except BackendUnavailable as error:
+        raise UsageError(f"{error}; take fp16") from error
     largest = dict.fromkeys(layers, 0.0)
     seen = hashlib.sha256()
     files = images(folder)
@@ -61,22 +72,10 @@ def calibrate(
         for name, value in _largest(network, layers, lr, model, percentile).items():
             largest[name] = max(largest[name], value)
         said(f"{path.name}: values seen")
-    found = Calibration(
-        scales={name: _float32(max(value, 1e-6) / LEVELS) for name, value in largest.items()},
-        weights=model.info.digest,
-        percentile=float(percentile),
-        images=len(files),
-        images_sha256=seen.hexdigest(),
-        psnr_db=0.0,
-        drop_db=0.0,
-        limit_db=float(limit_db),
-    )
-    try:
-        scores = compare(
-            replace(model, calibration=found), folder, None, ("int8",), lambda name: said(f"{name}: int8 compared")
-        )["int8"]
-    except BackendUnavailable as error:
-        raise UsageError(str(error)) from error
+    scales = {name: _float32(max(value, 1e-6) / LEVELS) for name, value in largest.items()}
+    found = replace(found, scales=scales, images=len(files), images_sha256=seen.hexdigest())
+    candidate = replace(model, calibration=found)
+    scores = compare(candidate, folder, None, ("int8",), lambda name: said(f"{name}: int8 compared"))["int8"]
     plain_db, int8_db = (math.fsum(each[key] for each in scores) / len(scores) for key in ("plain_psnr_db", "psnr_db"))
     drop_db = plain_db - int8_db
     if not drop_db <= limit_db:
