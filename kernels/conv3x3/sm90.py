@@ -22,7 +22,7 @@ _PIXEL_BYTES = 2 * CHANNELS
 
 
 class Layout(enum.Enum):
-    """How the pixels of a tile lie in shared memory; see sm90.cu. In the order of preference."""
+    """How the pixels of a tile lie in shared memory; see include/conv3x3.cuh. In the order of preference."""
 
     SHIFTED = "kShifted"
     FLAT = "kFlat"
@@ -69,23 +69,32 @@ class Tile:
 HEIGHTS = {Layout.SHIFTED: hopper.HEIGHTS, Layout.FLAT: tuple(range(1, 9)), Layout.BOXES: tuple(range(2, 17, 2))}
 
 
-class Parameters(ctypes.Structure):
-    """Conv3x3Parameters."""
+class Work(ctypes.Structure):
+    """Conv3x3Work, with what its alignment adds."""
 
     _fields_ = (
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("residual", hopper.Map),
-        ("y", hopper.Map),
-        ("bias", ctypes.c_void_p),
-        ("slopes", ctypes.c_void_p),
-        ("slopes_step", ctypes.c_int),
         ("across", ctypes.c_int),
         ("tiles_across", ctypes.c_int),
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_padding", ctypes.c_uint8 * 24),  # to a multiple of the maps' alignment
+        ("_", ctypes.c_uint8 * 44),
+    )
+
+
+class Parameters(ctypes.Structure):
+    """Conv3x3Parameters, with what its alignment adds."""
+
+    _fields_ = (
+        ("work", Work),
+        ("y", hopper.Map),
+        ("bias", ctypes.c_void_p),
+        ("slopes", ctypes.c_void_p),
+        ("slopes_step", ctypes.c_int),
+        ("_", ctypes.c_uint8 * 44),
     )
 
 
@@ -185,21 +194,26 @@ def launch(
         return hopper.Map(*runtime.tensor_map(pixels.data_ptr(), x.dtype, sizes, strides, box, 128))
 
     y = window(out, tile.columns, tile.stored_rows)
-    parameters = Parameters(
+    tiles_across = -(-w // tile.columns)
+    tiles_a_frame = tiles_across * -(-h // tile.rows)
+    work = Work(
         x=flat(x, (CHANNELS, w, h, n), (CHANNELS, tile.pitch, tile.rows + 2, 1)),
         weight=flat(rows, (CHANNELS, len(rows)), (CHANNELS, 192)),
         residual=y if residual is None else window(residual, tile.computed, tile.rows),
+        across=across,
+        tiles_across=tiles_across,
+        tiles_a_frame=tiles_a_frame,
+        tiles=tiles_a_frame * n,
+        reversed=backwards,
+    )
+    parameters = Parameters(
+        work=work,
         y=y,
         bias=bias.data_ptr(),
         slopes=None if slopes is None else slopes.data_ptr(),
         slopes_step=CHANNELS if r == 1 else 0,
-        across=across,
-        tiles_across=-(-w // tile.columns),
-        reversed=backwards,
     )
-    parameters.tiles_a_frame = parameters.tiles_across * -(-h // tile.rows)
-    parameters.tiles = parameters.tiles_a_frame * n
-    hopper.launch(runtime, variant.kernel, (min(parameters.tiles, blocks), slices, 1), parameters)
+    hopper.launch(runtime, variant.kernel, (min(work.tiles, blocks), slices, 1), parameters)
 
 
 def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
