@@ -116,6 +116,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
   if (group == 2) {
     if (thread == 0) {
       barrier_arrive_expect(barrier(kHeadWeights), Tile::kWeightBytes);
+#pragma unroll 1
       for (int step = 0; step < Tile::kSteps; ++step)
         tma_load(weights + step * Tile::kStepBytes, &p.weight, barrier(kHeadWeights), 0, step * 16);
     }
