@@ -89,11 +89,14 @@ def _machine() -> str:
 
 @cache
 def _sources(mutations: tuple[tuple[str, str, str], ...]) -> Path:
-    """The folder of the kernels' sources, with replacements of text if there are any."""
-    if not mutations:
-        return KERNELS
+    """A copy of the kernels' sources with replacements of text, and without the headers that the emulator has instead.
+
+    Left where they are, those would come first for the headers beside them.
+    """
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
     for path in KERNELS.rglob("*.cu*"):
+        if (EMULATOR / path.name).exists():
+            continue
         copied = folder / path.relative_to(KERNELS)
         copied.parent.mkdir(parents=True, exist_ok=True)
         copied.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
