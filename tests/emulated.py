@@ -40,9 +40,10 @@ extern "C" __attribute__((visibility("default"))) unsigned parameter_bytes() {{ 
 
 extern "C" __attribute__((visibility("default"))) const char* launch(
     const void* parameters, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared_bytes, unsigned model,
-    unsigned long long seed) {{
+    unsigned long long seed, const uint64_t* fresh, unsigned fresh_count) {{
   machine::Launch launch = {{
-      [](const void* p) {{ call({expression}, p); }}, parameters, {{x, y, z}}, threads, shared_bytes, model, seed}};
+      [](const void* p) {{ call({expression}, p); }}, parameters, {{x, y, z}}, threads, shared_bytes, model, seed,
+      fresh, fresh_count}};
   return machine::run(launch);
 }}
 """
@@ -118,7 +119,7 @@ def _library(file: str, expression: str, mutations: tuple[tuple[str, str, str], 
     _compile("-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp"))
     library = ctypes.CDLL(str(made))
     library.launch.restype = ctypes.c_char_p
-    library.launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 6, ctypes.c_ulonglong)
+    library.launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 6, ctypes.c_ulonglong, ctypes.c_void_p, ctypes.c_uint)
     return library
 
 
@@ -128,6 +129,7 @@ class Emulated:
     processors:  multiprocessors that it claims to have
     seed:        of the times at which threads, copies and products go on; each launch takes the next one
     model:       how the hardware reads swizzled operands, one of MODELS
+    fresh:       an attribute: tensors that count as written by the kernel that ran just before
     mutations:   {file under kernels/: (old text, new text) or several of them}; each must occur once
     """
 
@@ -142,6 +144,7 @@ class Emulated:
     ) -> None:
         self.processors, self.seed, self.model = processors, seed, MODELS.index(model)
         self.launches = 0
+        self.fresh: list[torch.Tensor] = []
         pairs = [
             (name, *pair)
             for name, change in (mutations or {}).items()
@@ -213,6 +216,10 @@ class Emulated:
         ctypes.memmove(start, ctypes.addressof(parameters), wanted)
         seed = self.seed * 1_000_003 + self.launches
         self.launches += 1
-        said = kernel.library.launch(start, *grid, threads, kernel.shared_bytes, self.model, seed)
+        spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.fresh]
+        fresh = (ctypes.c_uint64 * (2 * len(spans)))(*(address for span in spans for address in span))
+        said = kernel.library.launch(
+            start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans)
+        )
         if said is not None:
             raise Fault(f"{what or kernel.expression}: {said.decode()}")

@@ -36,7 +36,7 @@ struct Fiber {
   jmp_buf place;
   ucontext_t start;
   char* stack;
-  bool started, ended, fenced;
+  bool started, ended, fenced, waited;
   int slot;              // in the list of those that can run; -1 if it waits
   const char* waits_on;  // and for what, in the words of a report
   uint32_t where, value;
@@ -126,6 +126,7 @@ int named_arrived[16];
 uint32_t named_threads[16];
 uint64_t step, next_due, order, slow;
 uint32_t alive;  // threads
+bool prompt;
 bool failed, previous_waited;
 char text[2000];
 Launch now;
@@ -192,9 +193,9 @@ void perhaps_yield(uint32_t one_in) {
 }
 
 void later(Work work, uint64_t after = 0) {
-  // Half of all work is nearly done at once, and some is very late.
-  const uint32_t kind = draw(4);
-  const uint64_t delay = kind < 2 ? draw(16) : kind == 2 ? draw(400) : draw(6000);
+  // For a while all of it is done at once; else half nearly so, and some very late.
+  const uint32_t kind = prompt ? 0 : draw(4);
+  const uint64_t delay = kind < 2 ? draw(8) : kind == 2 ? draw(400) : draw(6000);
   work.due = (after > step ? after : step) + delay;
   work.order = order++;
   if (work.due < next_due) next_due = work.due;
@@ -528,15 +529,21 @@ __attribute__((noinline)) void resume(int thread) {
   current = -1;
 }
 
+void change_pace() {
+  slow = draw() & draw();
+  prompt = draw(3) == 0;
+}
+
+// The thread that goes on now, or -1 if it is the background's turn. Some warps stand still for a while: as long as
+// anything else can happen.
 int pick() {
-  // Some warps fall far behind for a while.
-  if (draw(1024) == 0) slow = draw() & draw();
-  int thread = 0;
-  for (int attempt = 0; attempt < 12; ++attempt) {
-    thread = runnable[draw(static_cast<uint32_t>(runnable.size()))];
-    if (!(slow >> thread / 32 & 1)) break;
+  if (draw(1024) == 0) change_pace();
+  const uint32_t count = static_cast<uint32_t>(runnable.size()), start = draw(count);
+  for (uint32_t i = 0; i < count; ++i) {
+    const int thread = runnable[(start + i) % count];
+    if (!(slow >> thread / 32 & 1)) return thread;
   }
-  return thread;
+  return works.empty() ? runnable[start] : -1;
 }
 
 void report_deadlock() {
@@ -561,7 +568,8 @@ void report_deadlock() {
 }
 
 void run_block() {
-  base = 1024 + 16 * (1 + draw(63));
+  // 16 leaves the least room to who aligns it.
+  base = 1024 + 16 * (draw(3) ? 1 : 1 + draw(63));
   end = base + now.shared_bytes;
   memset(memory, 0xFF, sizeof(memory));
   memset(written_by, 0, sizeof(written_by));
@@ -577,12 +585,12 @@ void run_block() {
   collectives.assign((now.threads + 31) / 32, {});
   step = order = 0;
   next_due = ~0ull;
-  slow = draw() & draw();
+  change_pace();
   previous_waited = false;
   alive = now.threads;
   for (uint32_t t = 0; t < now.threads; ++t) {
     Fiber& fiber = fibers[t];
-    fiber.started = fiber.ended = fiber.fenced = false;
+    fiber.started = fiber.ended = fiber.fenced = fiber.waited = false;
     fiber.slot = -1;
     fiber.waits_on = "";
     fiber.where = kStores;
@@ -598,12 +606,13 @@ void run_block() {
     wake(static_cast<int>(t));
   }
   while (!failed) {
-    if (runnable.empty()) {
-      if (works.empty()) break;
-      if (next_due > step) step = next_due;
-    } else {
-      resume(pick());
+    if (runnable.empty() && works.empty()) break;
+    const int thread = runnable.empty() ? -1 : pick();
+    if (thread >= 0) {
+      resume(thread);
       ++step;
+    } else if (next_due > step) {
+      step = next_due;
     }
     do_due_work();
   }
@@ -731,6 +740,9 @@ void tma_load(uint32_t to, const void* map, uint32_t barrier, int rank, const in
   Copy copy{};
   take_copy(copy, map, to, rank, coordinates, "a load fills");
   copy.barrier = barrier;
+  for (uint32_t i = 0; i < now.fresh_count && !fibers[current].waited; ++i)
+    if (copy.map.address >= now.fresh[2 * i] && copy.map.address < now.fresh[2 * i + 1])
+      fail("a load of what the kernel before wrote, by a thread that has not called wait_for_previous_kernel");
   const Barrier* target = barrier_at(barrier, "a load completes on");
   if (!target->published) fail("a load completes on barrier %u without a barrier_init_done after it was made", barrier);
   usable(to, copy.bytes, "a load fills", true);
@@ -903,6 +915,6 @@ void matrices(uint32_t row, uint32_t* v, bool store) {
 void store_matrices(uint32_t row, const uint32_t* v) { matrices(row, const_cast<uint32_t*>(v), true); }
 void load_matrices(uint32_t row, uint32_t* v) { matrices(row, v, false); }
 
-void wait_for_previous_kernel() { previous_waited = true; }
+void wait_for_previous_kernel() { previous_waited = fibers[current].waited = true; }
 
 }  // namespace machine

@@ -22,6 +22,8 @@ struct Launch {
   const void* parameters;
   uint32_t grid[3], threads, shared_bytes, model;
   uint64_t seed;
+  const uint64_t* fresh;  // first and last address + 1 of what the kernel before this one wrote
+  uint32_t fresh_count;
 };
 
 // nullptr, or what went wrong; the text lives until the next launch.
