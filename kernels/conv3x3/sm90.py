@@ -255,6 +255,10 @@ def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
     return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
 
 
+# The identity and the largest of the three halos of probe.cu, which is that of boxes, and the room to align them.
+_PROBE_SHARED_BYTES = 1024 + (CHANNELS + 3 * 8 * (8 + 2)) * 2 * CHANNELS
+
+
 class _ProbeParameters(ctypes.Structure):
     _fields_ = (("wrong", ctypes.c_void_p),)
 
