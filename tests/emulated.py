@@ -6,24 +6,34 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
+from srgan_fast.kernels.nvrtc import Specialisation
+
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 EMULATOR = Path(__file__).resolve().with_name("emulator")
-COMPILER = shutil.which("g++")
-NO_COMPILER = "the emulator needs g++, and there is none; install it (Debian: apt install g++)"
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
+NO_COMPILER = "the emulator needs g++ on Linux; install it (Debian: apt install g++)"
 
 SHARED_LIMIT_BYTES = 232448
 MODELS = ("address", "row", "address-sbo1024")  # how the hardware reads swizzled operands; see machine.hpp
 
-_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
 _MARK = 0xA5  # of a tensor map
 
 # What the library of one specialisation exports. The kernel's parameter is a copy, as on the hardware.
@@ -51,15 +61,6 @@ extern "C" __attribute__((visibility("default"))) const char* launch(
 
 class Fault(Exception):
     """What the emulator found wrong with a kernel, its launch or its tensor maps."""
-
-
-class Source(Protocol):
-    """What is compiled: srgan_fast.kernels.nvrtc.Specialisation."""
-
-    @property
-    def file(self) -> str: ...  # noqa: D102
-    @property
-    def expression(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,18 @@ def _library(file: str, expression: str, mutations: tuple[tuple[str, str, str], 
     (folder / "kernel.cpp").write_text(_LAUNCHER.format(file=sources / file, expression=expression), encoding="utf-8")
     made = folder / "kernel.so"
     paths = (f"-I{EMULATOR}", f"-I{sources / 'include'}", "-include", "cuda.cuh")
-    _compile("-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp"))
+    _compile(
+        "-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp")
+    )
     library = ctypes.CDLL(str(made))
     library.launch.restype = ctypes.c_char_p
-    library.launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 6, ctypes.c_ulonglong, ctypes.c_void_p, ctypes.c_uint)
+    library.launch.argtypes = (
+        ctypes.c_void_p,
+        *(ctypes.c_uint,) * 6,
+        ctypes.c_ulonglong,
+        ctypes.c_void_p,
+        ctypes.c_uint,
+    )
     return library
 
 
@@ -152,13 +161,13 @@ class Emulated:
         ]
         self._mutations: tuple[tuple[str, str, str], ...] = tuple(pairs)  # type: ignore[arg-type]
 
-    def prepare(self, sources: Sequence[Source]) -> None:
+    def prepare(self, sources: Sequence[Specialisation]) -> None:
         """Nothing: kernels are compiled as they are asked for."""
 
     def check(self, what: str) -> None:
         """Nothing: launches have ended when they return."""
 
-    def kernel(self, source: Source, shared_bytes: int) -> _Kernel:
+    def kernel(self, source: Specialisation, shared_bytes: int) -> _Kernel:
         """A kernel, compiled once for each specialisation in this process."""
         if shared_bytes > SHARED_LIMIT_BYTES:
             raise Fault(f"{source.expression} asks for {shared_bytes} bytes of shared memory, of {SHARED_LIMIT_BYTES}")
@@ -218,8 +227,6 @@ class Emulated:
         self.launches += 1
         spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.fresh]
         fresh = (ctypes.c_uint64 * (2 * len(spans)))(*(address for span in spans for address in span))
-        said = kernel.library.launch(
-            start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans)
-        )
+        said = kernel.library.launch(start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans))
         if said is not None:
             raise Fault(f"{what or kernel.expression}: {said.decode()}")

@@ -396,17 +396,7 @@ float value_of(uint16_t bits, Element element) {
     memcpy(&value, &wide, 4);
     return value;
   }
-  static float* table = nullptr;
-  if (!table) {
-    table = static_cast<float*>(malloc(65536 * sizeof(float)));
-    for (uint32_t i = 0; i < 65536; ++i) {
-      const uint16_t pattern = static_cast<uint16_t>(i);
-      _Float16 half;
-      memcpy(&half, &pattern, 2);
-      table[i] = static_cast<float>(half);
-    }
-  }
-  return table[bits];
+  return half_value(bits);
 }
 
 template <class Value>
