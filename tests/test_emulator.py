@@ -1,4 +1,4 @@
-"""The emulator of sm_90a itself: products of every kind of operand, matrices between lanes, rules of maps and launches."""
+"""The emulator of sm_90a itself: products of every operand, matrices between lanes, rules of maps and launches."""
 
 from __future__ import annotations
 

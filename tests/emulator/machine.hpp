@@ -10,7 +10,7 @@ namespace machine {
 // How the hardware reads an operand in a swizzled pattern; what is believed is kAddress.
 enum Model {
   kAddress,         // the words of 16 bytes change places by bits of their final address
-  kRow,             // by the number of the row in its group of eight: right only where a start is aligned to the pattern
+  kRow,             // by the number of the row in its group of eight: right only where the pattern starts
   kAddressSbo1024,  // as kAddress, but groups of eight rows are 1024 bytes apart whatever the descriptor says
 };
 
