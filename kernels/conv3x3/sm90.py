@@ -255,8 +255,8 @@ def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
     return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
 
 
-# Room to align, the identity, and the largest halo of the three.
-_PROBE_SHARED_BYTES = 1024 + 64 * 128 + 3 * 8 * 10 * 128
+# The identity and the largest of the three halos of probe.cu, which is that of boxes, and the room to align them.
+_PROBE_SHARED_BYTES = 1024 + (CHANNELS + 3 * 8 * (8 + 2)) * 2 * CHANNELS
 
 
 class _ProbeParameters(ctypes.Structure):

@@ -94,9 +94,11 @@ struct Group {
   uint64_t busy_until;
 };
 
+enum Together { kStore, kLoad, kExchange };
+
 struct Collective {
   int arrived;
-  bool store;
+  Together kind;
   uint32_t rows[32];
   uint32_t v[32][4];
   uint32_t* to[32];
@@ -869,21 +871,32 @@ void wgmma_wait() {
 
 namespace {
 
-void matrices(uint32_t row, uint32_t* v, bool store) {
+const char* const kTogether[] = {"store_matrices", "load_matrices", "exchange"};
+
+// Brings a lane's part; true for the last of the warp, which does the work and wakes the others.
+bool together(Together kind, uint32_t row, uint32_t* v, int count) {
   Collective& warp = collectives[current / 32];
   const int lane = current % 32;
-  if (row % 16) fail("a row of a matrix at shared address %u, which is no multiple of 16", row);
-  inside(row, 16, "a row of a matrix:");
-  if (warp.arrived && warp.store != store) fail("some lanes load matrices as others store them");
-  warp.store = store;
+  if (warp.arrived && warp.kind != kind) fail("%s by some lanes of a warp, %s by others", kTogether[kind], kTogether[warp.kind]);
+  warp.kind = kind;
   warp.rows[lane] = row;
   warp.to[lane] = v;
-  memcpy(warp.v[lane], v, 16);
+  memcpy(warp.v[lane], v, 4 * count);
   if (++warp.arrived < 32) {
-    block(store ? "store_matrices" : "load_matrices", kElsewhere, 0);
-    return;
+    block(kTogether[kind], kElsewhere, 0);
+    return false;
   }
   warp.arrived = 0;
+  for (int t = current / 32 * 32; t < current / 32 * 32 + 32; ++t)
+    if (t != current) wake(t);
+  return true;
+}
+
+void matrices(uint32_t row, uint32_t* v, bool store) {
+  if (row % 16) fail("a row of a matrix at shared address %u, which is no multiple of 16", row);
+  inside(row, 16, "a row of a matrix:");
+  if (!together(store ? kStore : kLoad, row, v, 4)) return;
+  const Collective& warp = collectives[current / 32];
   for (int m = 0; m < 4; ++m)
     for (int r = 0; r < 8; ++r) {
       const uint32_t address = warp.rows[m * 8 + r];
@@ -906,14 +919,25 @@ void matrices(uint32_t row, uint32_t* v, bool store) {
         written_by[address / 4 + word] = static_cast<uint32_t>(writer + 1) << 21 | fibers[writer].fences;
       }
     }
-  for (int t = current / 32 * 32; t < current / 32 * 32 + 32; ++t)
-    if (t != current) wake(t);
 }
 
 }  // namespace
 
 void store_matrices(uint32_t row, const uint32_t* v) { matrices(row, const_cast<uint32_t*>(v), true); }
 void load_matrices(uint32_t row, uint32_t* v) { matrices(row, v, false); }
+
+uint32_t exchange(uint32_t value, int mask) {
+  if (mask < 1 || mask > 31) fail("exchange with a lane %d away", mask);
+  uint32_t mine = value;
+  if (together(kExchange, static_cast<uint32_t>(mask), &mine, 1)) {
+    const Collective& warp = collectives[current / 32];
+    for (int lane = 0; lane < 32; ++lane) {
+      if (warp.rows[lane] != static_cast<uint32_t>(mask)) fail("exchange of different masks in a warp");
+      *warp.to[lane] = warp.v[lane ^ mask][0];
+    }
+  }
+  return mine;
+}
 
 void wait_for_previous_kernel() { previous_waited = fibers[current].waited = true; }
 

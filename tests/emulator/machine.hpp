@@ -53,6 +53,8 @@ void wgmma_wait();
 void store_matrices(uint32_t row, const uint32_t* v);
 void load_matrices(uint32_t row, uint32_t* v);
 
+uint32_t exchange(uint32_t value, int mask);
+
 void wait_for_previous_kernel();
 
 }  // namespace machine

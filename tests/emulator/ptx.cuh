@@ -6,6 +6,7 @@
 namespace srgan_fast {
 
 inline uint32_t dynamic_shared() { return machine::dynamic_shared(); }
+inline void store_shared(uint32_t address, uint16_t value) { machine::write(address, &value, 2); }
 inline void store_shared(uint32_t address, uint32_t value) { machine::write(address, &value, 4); }
 inline void store_shared(uint32_t address, uint64_t value) { machine::write(address, &value, 8); }
 inline uint32_t load_shared(uint32_t address) {
@@ -44,6 +45,8 @@ inline void wgmma_wait() { machine::wgmma_wait(); }
 
 inline void store_matrices(uint32_t row, const uint32_t (&v)[4]) { machine::store_matrices(row, v); }
 inline void load_matrices(uint32_t row, uint32_t (&v)[4]) { machine::load_matrices(row, v); }
+
+inline uint32_t exchange(uint32_t value, int mask) { return machine::exchange(value, mask); }
 
 template <int COUNT>
 inline void registers_up_to() {}
