@@ -97,7 +97,11 @@ def compile_table(entries: Sequence[Entry], frames: Sequence[str], dtypes: Seque
                         spills = built.instructions["spill"] + built.stack_bytes + built.local_bytes
                         fits = not spills and built.shared_bytes <= limit_kib * 1024
                         fine &= fits
-                        found = {name: count for name, count in built.instructions.items() if count and name not in ("spill", "fma")}
+                        found = {
+                            name: count
+                            for name, count in built.instructions.items()
+                            if count and name not in ("spill", "fma")
+                        }
                         said = " ".join(f"{name} {count}" for name, count in found.items())
                         cells = (f"{entry.op}: {entry.name}", sm, name_of(dtype), frame, one.name, tile_of(one))
                         shared = f"{shared_kib}/{limit_kib}"

@@ -195,7 +195,12 @@ FAULTS = {
     ),
     "no fence of registers": (PIPELINE, "    wgmma_fence();\n", "", "without a wgmma_fence"),
     "no commit": (PIPELINE, "    wgmma_commit();\n", "", "not committed"),
-    "parity of the halo": (PIPELINE, "kHaloFull + group), parity)", "kHaloFull + group), parity ^ 1)", "deadlock|still f"),
+    "parity of the halo": (
+        PIPELINE,
+        "kHaloFull + group), parity)",
+        "kHaloFull + group), parity ^ 1)",
+        "deadlock|still f",
+    ),
     "parity of a free halo": (PIPELINE, "kHaloFree + g), parity ^ 1)", "kHaloFree + g), parity)", "deadlock"),
     "fewer bytes expected": (PIPELINE, "Tile::kCopyBytes);", "Tile::kCopyBytes - 128);", "more than its phase expects"),
     "more bytes expected": (PIPELINE, "Tile::kCopyBytes);", "Tile::kCopyBytes + 128);", "deadlock"),
@@ -208,7 +213,12 @@ FAULTS = {
         "has not called wait_for_previous_kernel",
     ),
     "an end without the stores": (PIPELINE, "  if (thread == 0) store_wait();\n", "", "no thread waited"),
-    "halos too small": (PIPELINE, "kPitch * (ROWS + 2) *", "kPitch * (ROWS + 1) *", f"{STILL_READ}|still fills|{WRONG}|more"),
+    "halos too small": (
+        PIPELINE,
+        "kPitch * (ROWS + 2) *",
+        "kPitch * (ROWS + 1) *",
+        f"{STILL_READ}|still fills|{WRONG}|more",
+    ),
     "memory not aligned": (
         PIPELINE,
         "(dynamic_shared() + kSwizzleAlignment - 1) / kSwizzleAlignment * kSwizzleAlignment",
@@ -243,7 +253,10 @@ def _raise(text: str) -> None:
 
 
 def test_a_store_before_anyone_waited_for_the_kernel_before_is_found() -> None:
-    waits = [("    wait_for_previous_kernel();\n    for", "    for"), ("  wait_for_previous_kernel();\n  const", "  const")]
+    waits = [
+        ("    wait_for_previous_kernel();\n    for", "    for"),
+        ("  wait_for_previous_kernel();\n  const", "  const"),
+    ]
     with pytest.raises(Fault, match="before any thread of the block called wait_for_previous_kernel"):
         sm90_call = Call(SHIFTED, (1, 1, 1))
         runtime = Emulated(mutations={PIPELINE: waits})

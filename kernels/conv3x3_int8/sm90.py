@@ -47,9 +47,7 @@ class Variant:
         """What is compiled."""
         flags = ", ".join(str(flag).lower() for flag in (self.prelu, self.residual, self.half, self.quantised))
         layout = f"srgan_fast::{self.tile.layout.value}"
-        return Specialisation(
-            "conv3x3_int8/sm90.cu", f"srgan_fast::conv3x3_int8<{layout}, {self.tile.rows}, {flags}>"
-        )
+        return Specialisation("conv3x3_int8/sm90.cu", f"srgan_fast::conv3x3_int8<{layout}, {self.tile.rows}, {flags}>")
 
     @property
     def kernel(self) -> hopper.Kernel:
