@@ -11,7 +11,7 @@ namespace machine {
 enum Model {
   kAddress,         // the words of 16 bytes change places by bits of their final address
   kRow,             // by the number of the row in its group of eight: right only where the pattern starts
-  kAddressSbo1024,  // as kAddress, but groups of eight rows are 1024 bytes apart whatever the descriptor says
+  kAddressSbo1024,  // as kAddress, but groups of eight rows follow each other whatever the descriptor says
 };
 
 enum Element { kHalf, kBFloat16, kInt8 };

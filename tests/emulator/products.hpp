@@ -13,7 +13,7 @@ bool words_of(uint64_t descriptor, int rows, std::vector<uint32_t>& to, const ch
   if (descriptor >> 49 & 7)
     return fail("the descriptor of %s has a base offset, for which there is no model", what), false;
   const int mode = static_cast<int>(descriptor >> 62), span = mode == 0 ? 16 : 256 >> mode;
-  if (mode && now.model == kAddressSbo1024) stride = 1024;
+  if (mode && now.model == kAddressSbo1024) stride = 1024 >> (mode - 1);
   for (int r = 0; r < rows; ++r)
     for (uint32_t word = 0; word < 2; ++word) {
       const uint32_t group = start + r / 8 * stride;

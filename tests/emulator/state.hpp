@@ -231,7 +231,7 @@ bool usable(uint32_t address, uint32_t bytes, const char* what, bool write) {
     if (loading[g]) return fail("%s shared address %u, which a load still fills", what, g * 16), false;
     if (is_barrier[g]) return fail("%s shared address %u, where a barrier is", what, g * 16), false;
     if (write && readers[g])
-      return fail("%s shared address %u, which a product or a store still reads: no wait has proved its end", what, g * 16),
+      return fail("%s shared address %u, which a product or a store still reads: no wait proved its end", what, g * 16),
              false;
   }
   return true;
