@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -272,17 +273,23 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(_ROUNDS + 1):
         for run, taken in zip(runs, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
             for _ in range(_CALLS):
                 run(scratch)
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
             if number:  # the first round compiles and loads
                 taken.append(start.elapsed_time(end))
     mine, theirs = (sorted(taken)[_ROUNDS // 2] for taken in times)
     _log.info("%s: %.1f us, by triton %.1f us", offer.what, 1e3 * mine / _CALLS, 1e3 * theirs / _CALLS)
     return mine > theirs
+
+
+def dense_map(runtime: Runtime, pixels: Tensor, sizes: Sequence[int], box: Sequence[int], swizzle: int) -> Any:
+    """The map of a tensor whose dimensions lie one after another, `sizes` from the innermost out."""
+    strides = [pixels.element_size() * math.prod(sizes[: rank + 1]) for rank in range(len(sizes) - 1)]
+    return Map(*runtime.tensor_map(pixels.data_ptr(), pixels.dtype, sizes, strides, box, swizzle))
 
 
 def compare_by(reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor) -> Report:
@@ -316,9 +323,6 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> Tensor:
 
 # --- tiles ------------------------------------------------------------------------------------------------------
 
-# Rows of tiles that are compiled: N = 8 * rows of a product is a multiple of 16, and 256 at the most.
-HEIGHTS = tuple(range(2, 33, 2))
-
 
 def clocks(rows: int, columns: int) -> int:
     """What one k-step of a tile takes: products at 2048 a clock, or the operands' way from shared memory at 128 bytes.
@@ -335,17 +339,24 @@ def waves(tiles: int, blocks: int) -> int:
 
 
 def tile_rows(
-    frames: int, height: int, width: int, columns: int, computed: int, blocks: int, heights: Sequence[int] = HEIGHTS
+    frames: int,
+    height: int,
+    width: int,
+    columns: int,
+    computed: int,
+    blocks: int,
+    heights: Sequence[int],
+    steps: int,
 ) -> int:
-    """The height of tiles that ends first: the fewest clocks in the block that ends last, so that no wave is half empty.
+    """The height of tiles that ends first: fewest clocks in the block that ends last, so that no wave is half empty.
 
-    `columns` of a tile are written, `computed` are multiplied; `blocks` run at a time. Of equals, the tallest tile has
-    the least halo.
+    `columns` of a tile are written, `computed` are multiplied, in `steps` k-steps; `blocks` run at a time. Of equals,
+    the tallest tile has the least halo.
     """
 
     def cost(rows: int) -> tuple[int, int]:
         tiles = frames * -(-height // rows) * -(-width // columns)
         # The last tile's epilogue is not hidden: it grows with the pixels of a tile, by about one step's clocks a row.
-        return waves(tiles, blocks) * 36 * clocks(rows, computed) + 8 * rows, -rows
+        return waves(tiles, blocks) * steps * clocks(rows, computed) + 8 * rows, -rows
 
     return min(heights, key=cost)

@@ -6,24 +6,34 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 
+from srgan_fast.kernels.nvrtc import Specialisation
+
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 EMULATOR = Path(__file__).resolve().with_name("emulator")
-COMPILER = shutil.which("g++")
-NO_COMPILER = "the emulator needs g++, and there is none; install it (Debian: apt install g++)"
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
+NO_COMPILER = "the emulator needs g++ on Linux; install it (Debian: apt install g++)"
 
 SHARED_LIMIT_BYTES = 232448
 MODELS = ("address", "row", "address-sbo1024")  # how the hardware reads swizzled operands; see machine.hpp
 
-_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
 _MARK = 0xA5  # of a tensor map
 
 # What the library of one specialisation exports. The kernel's parameter is a copy, as on the hardware.
@@ -40,9 +50,10 @@ extern "C" __attribute__((visibility("default"))) unsigned parameter_bytes() {{ 
 
 extern "C" __attribute__((visibility("default"))) const char* launch(
     const void* parameters, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned shared_bytes, unsigned model,
-    unsigned long long seed) {{
+    unsigned long long seed, const uint64_t* fresh, unsigned fresh_count) {{
   machine::Launch launch = {{
-      [](const void* p) {{ call({expression}, p); }}, parameters, {{x, y, z}}, threads, shared_bytes, model, seed}};
+      [](const void* p) {{ call({expression}, p); }}, parameters, {{x, y, z}}, threads, shared_bytes, model, seed,
+      fresh, fresh_count}};
   return machine::run(launch);
 }}
 """
@@ -50,15 +61,6 @@ extern "C" __attribute__((visibility("default"))) const char* launch(
 
 class Fault(Exception):
     """What the emulator found wrong with a kernel, its launch or its tensor maps."""
-
-
-class Source(Protocol):
-    """What is compiled: srgan_fast.kernels.nvrtc.Specialisation."""
-
-    @property
-    def file(self) -> str: ...  # noqa: D102
-    @property
-    def expression(self) -> str: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,14 @@ def _machine() -> str:
 
 @cache
 def _sources(mutations: tuple[tuple[str, str, str], ...]) -> Path:
-    """The folder of the kernels' sources, with replacements of text if there are any."""
-    if not mutations:
-        return KERNELS
+    """A copy of the kernels' sources with replacements of text, and without the headers that the emulator has instead.
+
+    Left where they are, those would come first for the headers beside them.
+    """
     folder = Path(tempfile.mkdtemp(dir=_folder().name))
     for path in KERNELS.rglob("*.cu*"):
+        if (EMULATOR / path.name).exists():
+            continue
         copied = folder / path.relative_to(KERNELS)
         copied.parent.mkdir(parents=True, exist_ok=True)
         copied.write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
@@ -112,10 +117,18 @@ def _library(file: str, expression: str, mutations: tuple[tuple[str, str, str], 
     (folder / "kernel.cpp").write_text(_LAUNCHER.format(file=sources / file, expression=expression), encoding="utf-8")
     made = folder / "kernel.so"
     paths = (f"-I{EMULATOR}", f"-I{sources / 'include'}", "-include", "cuda.cuh")
-    _compile("-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp"))
+    _compile(
+        "-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp")
+    )
     library = ctypes.CDLL(str(made))
     library.launch.restype = ctypes.c_char_p
-    library.launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 6, ctypes.c_ulonglong)
+    library.launch.argtypes = (
+        ctypes.c_void_p,
+        *(ctypes.c_uint,) * 6,
+        ctypes.c_ulonglong,
+        ctypes.c_void_p,
+        ctypes.c_uint,
+    )
     return library
 
 
@@ -125,6 +138,7 @@ class Emulated:
     processors:  multiprocessors that it claims to have
     seed:        of the times at which threads, copies and products go on; each launch takes the next one
     model:       how the hardware reads swizzled operands, one of MODELS
+    fresh:       an attribute: tensors that count as written by the kernel that ran just before
     mutations:   {file under kernels/: (old text, new text) or several of them}; each must occur once
     """
 
@@ -139,6 +153,7 @@ class Emulated:
     ) -> None:
         self.processors, self.seed, self.model = processors, seed, MODELS.index(model)
         self.launches = 0
+        self.fresh: list[torch.Tensor] = []
         pairs = [
             (name, *pair)
             for name, change in (mutations or {}).items()
@@ -146,13 +161,13 @@ class Emulated:
         ]
         self._mutations: tuple[tuple[str, str, str], ...] = tuple(pairs)  # type: ignore[arg-type]
 
-    def prepare(self, sources: Sequence[Source]) -> None:
+    def prepare(self, sources: Sequence[Specialisation]) -> None:
         """Nothing: kernels are compiled as they are asked for."""
 
     def check(self, what: str) -> None:
         """Nothing: launches have ended when they return."""
 
-    def kernel(self, source: Source, shared_bytes: int) -> _Kernel:
+    def kernel(self, source: Specialisation, shared_bytes: int) -> _Kernel:
         """A kernel, compiled once for each specialisation in this process."""
         if shared_bytes > SHARED_LIMIT_BYTES:
             raise Fault(f"{source.expression} asks for {shared_bytes} bytes of shared memory, of {SHARED_LIMIT_BYTES}")
@@ -210,6 +225,8 @@ class Emulated:
         ctypes.memmove(start, ctypes.addressof(parameters), wanted)
         seed = self.seed * 1_000_003 + self.launches
         self.launches += 1
-        said = kernel.library.launch(start, *grid, threads, kernel.shared_bytes, self.model, seed)
+        spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.fresh]
+        fresh = (ctypes.c_uint64 * (2 * len(spans)))(*(address for span in spans for address in span))
+        said = kernel.library.launch(start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans))
         if said is not None:
             raise Fault(f"{what or kernel.expression}: {said.decode()}")

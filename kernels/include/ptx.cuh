@@ -15,6 +15,10 @@ __device__ __forceinline__ uint32_t dynamic_shared() {
   return static_cast<uint32_t>(__cvta_generic_to_shared(dynamic_shared_memory));
 }
 
+__device__ __forceinline__ void store_shared(uint32_t address, uint16_t value) {
+  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
+}
+
 __device__ __forceinline__ void store_shared(uint32_t address, uint32_t value) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
@@ -134,6 +138,13 @@ __device__ __forceinline__ void load_matrices(uint32_t row, uint32_t (&v)[4]) {
                : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                : "r"(row)
                : "memory");
+}
+
+// The value of the lane whose number differs in the bits of `mask`; all lanes of a warp together.
+__device__ __forceinline__ uint32_t exchange(uint32_t value, int mask) {
+  uint32_t other;
+  asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(other) : "r"(value), "r"(mask));
+  return other;
 }
 
 // --- registers of a warpgroup, and the kernels before and after this one in the stream
