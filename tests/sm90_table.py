@@ -71,7 +71,18 @@ CONV3X3 = [
     for prelu, residual in product((False, True), repeat=2)
 ]
 
-TABLE = [*CONV3X3]
+PROBE = [
+    Entry(
+        Specialisation("conv3x3/probe.cu", "srgan_fast::probe"),
+        "srgan_fast::kSwizzleAlignment + 64 * 128"
+        " + srgan_fast::Conv3x3Tile<srgan_fast::kBoxes, 8, 128, 128>::kHaloBytes",
+        sm90._PROBE_SHARED_BYTES,
+        "64x64x16.F32",
+        {"registers_moved": 0, "spill": 0},
+    )
+]
+
+TABLE = [*CONV3X3, *PROBE]
 
 
 def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
