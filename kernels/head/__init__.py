@@ -50,18 +50,15 @@ def run(
              floating-point; the vectors float32; sums float32
     Raises:  ValueError for other shapes or dtypes
     """
-    size, depth, cout = expect("weight", weight, None, None, None)
-    if depth < 4 * size or depth & (depth - 1) or size % 2 == 0:
-        raise ValueError(f"expected a weight that `pack` made, got shape {list(weight.shape)}")
     if (gain is None) != (offset is None):
         raise ValueError("expected gain and offset together, got one of them; give both with frames of three colours")
-    if gain is None or offset is None:
-        expect("x", x, None, None, None, 4, dtype=weight.dtype)
-    else:
-        expect("x", x, None, None, None, 3, dtype=x.dtype)
-        for name, vector in (("gain", gain), ("offset", offset)):
+    n, h, w, _ = expect("x", x, None, None, None, 4 if gain is None else 3, dtype=None if gain is None else x.dtype)
+    size, depth, cout = expect("weight", weight, None, None, None, dtype=x.dtype if gain is None else None)
+    if depth < 4 * size or depth & (depth - 1) or size % 2 == 0:
+        raise ValueError(f"expected a weight that `pack` made, got shape {list(weight.shape)}")
+    for name, vector in (("gain", gain), ("offset", offset)):
+        if vector is not None:
             expect(name, vector, 3)
-    n, h, w, _ = x.shape
     for name, vector in (("bias", bias), ("slopes", slopes)):
         expect(name, vector, cout)
     out = output_for(x, out, n, h, w, cout, dtype=weight.dtype)

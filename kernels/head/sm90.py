@@ -18,6 +18,8 @@ from srgan_fast.kernels.parity import Report
 OUTPUTS = 64
 COLUMNS = 8  # of a tile
 SIZES = (3, 5, 7, 9)
+# N = 8 * rows of a product is a multiple of 16, and 256 at the most.
+HEIGHTS = tuple(range(2, 33, 2))
 # Frames as they come; pixels that were prepared before have no source of their own.
 SOURCES = {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.float32: "float"}
 
@@ -59,21 +61,21 @@ class Variant:
         return Specialisation("head/sm90.cu", expression)
 
     @property
-    def steps(self) -> int:
-        """Products of a tile: two words of two columns each, beside each other, or the last of two rows."""
-        words = (self.size + 1) // 2
-        return self.size * (words // 2) + words % 2 * words
-
-    @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
         halo = 16 * (COLUMNS + self.size - 1) * (self.rows + self.size - 1)
-        return 1024 + 2 * 128 * COLUMNS * self.rows + sum(map(_whole, (halo, halo, 2048 * self.steps))) + 8 * 7
+        return 1024 + 2 * 128 * COLUMNS * self.rows + sum(map(_whole, (halo, halo, 2048 * steps(self.size)))) + 8 * 7
 
     @property
     def kernel(self) -> hopper.Kernel:
         """The kernel, with its check."""
         return hopper.Kernel("head", self.source, self.shared_bytes, partial(_check, self))
+
+
+def steps(size: int) -> int:
+    """Products of a tile: two words of two columns each, beside each other, or the last of two rows."""
+    words = (size + 1) // 2
+    return size * (words // 2) + words % 2 * words
 
 
 def _whole(size: int) -> int:
@@ -108,7 +110,8 @@ def offer(
         return "its memory starts at words of 16 bytes"
     n, h, w, _ = x.shape
     blocks = hopper.processors(runtime)
-    variant = Variant(weight.dtype, frames, size, hopper.tile_rows(n, h, w, COLUMNS, COLUMNS, blocks))
+    rows = hopper.tile_rows(n, h, w, COLUMNS, COLUMNS, blocks, HEIGHTS, steps(size))
+    variant = Variant(weight.dtype, frames, size, rows)
 
     def call(out: Tensor) -> None:
         launch(runtime, variant, blocks, x, weight, bias, slopes, gain, offset, out, backwards)
@@ -131,24 +134,12 @@ def launch(
 ) -> None:
     """Launch the kernel on contiguous tensors, with up to `blocks` blocks."""
     n, h, w, _ = x.shape
-    steps = hopper.packed(weight, pack)
+    matrices = hopper.packed(weight, pack)
     across = -(-w // COLUMNS)
     a_frame = across * -(-h // variant.rows)
-    row, pixel = 2 * OUTPUTS, 2 * OUTPUTS * w
     parameters = Parameters(
-        weight=hopper.Map(
-            *runtime.tensor_map(steps.data_ptr(), steps.dtype, (OUTPUTS, len(steps)), (row,), (OUTPUTS, 16), 0)
-        ),
-        y=hopper.Map(
-            *runtime.tensor_map(
-                out.data_ptr(),
-                out.dtype,
-                (OUTPUTS, w, h, n),
-                (row, pixel, pixel * h),
-                (OUTPUTS, COLUMNS, variant.rows, 1),
-                128,
-            )
-        ),
+        weight=hopper.dense_map(runtime, matrices, (OUTPUTS, len(matrices)), (OUTPUTS, 16), 0),
+        y=hopper.dense_map(runtime, out, (OUTPUTS, w, h, n), (OUTPUTS, COLUMNS, variant.rows, 1), 128),
         x=x.data_ptr(),
         bias=bias.data_ptr(),
         slopes=slopes.data_ptr(),
@@ -175,12 +166,12 @@ def pack(weight: Tensor) -> Tensor:
     columns = weight[:, : 4 * size].reshape(size, 4 * size, cout)
     rows = torch.nn.functional.pad(columns, (0, 0, 0, 4)).view(size, words, 8, cout)
     beside = words // 2
-    steps = [rows[:, : 2 * beside].reshape(size * beside, 2, 8, cout)]
+    all_steps = [rows[:, : 2 * beside].reshape(size * beside, 2, 8, cout)]
     if words % 2:
         last = rows[:, -1]
         below = torch.cat([last[:-1], torch.zeros_like(last[:1]), last[-1:]])
-        steps.append(below.view(words, 2, 8, cout))
-    matrices = torch.cat(steps).view(-1, 2, 8, cout // 8, 8)
+        all_steps.append(below.view(words, 2, 8, cout))
+    matrices = torch.cat(all_steps).view(-1, 2, 8, cout // 8, 8)
     return matrices.permute(0, 3, 1, 4, 2).reshape(-1, cout)
 
 
