@@ -107,8 +107,7 @@ class Variant:
     @property
     def sum(self) -> hopper.Kernel:
         """The kernel that adds them and makes the picture."""
-        types = f"{hopper.ELEMENT[self.dtype]}, {_RESULTS[self.result]}"
-        arguments = f"{types}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
+        arguments = f"{_RESULTS[self.result]}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
         source = Specialisation("tail/sm90.cu", f"srgan_fast::tail_sum<{arguments}>")
         return hopper.Kernel("tail", source, (_SPAN + self.tile.size - 1) * 132, partial(_check, self))
 
@@ -179,7 +178,7 @@ def launch(
     n, h, w, cin = x.shape
     tile = variant.tile
     columns = hopper.packed(weight, pack)
-    sums = _memory(scratch, x, n * h * w * CHANNELS)
+    sums = _memory(scratch, n * h * w * CHANNELS, x.device)
 
     across = -(-w // COLUMNS)
     a_frame = across * -(-h // tile.rows)
@@ -209,13 +208,13 @@ def launch(
     hopper.launch(runtime, variant.sum, (spans * h * n, 1, 1), second, threads=_SPAN)
 
 
-def _memory(scratch: Tensor | None, x: Tensor, values: int) -> Tensor:
-    """Memory for so many values in the dtype of x, aligned to 16 bytes."""
+def _memory(scratch: Tensor | None, values: int, device: torch.device) -> Tensor:
+    """Memory for so many values of float16, aligned to 16 bytes."""
     if scratch is not None and scratch.is_contiguous() and scratch.data_ptr() % 16 == 0:
-        lent = scratch.view(-1).view(x.dtype)
+        lent = scratch.view(-1).view(torch.float16)
         if lent.numel() >= values:
             return lent
-    return x.new_empty(values)
+    return torch.empty(values, dtype=torch.float16, device=device)
 
 
 def pack(weight: Tensor) -> Tensor:
