@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import emulated
@@ -21,7 +19,6 @@ from srgan_fast.kernels import hopper, parity
 from srgan_fast.kernels.cases import Draw
 from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.kernels.head import sm90 as head
-from srgan_fast.kernels.nvrtc import Specialisation
 from srgan_fast.kernels.parity import Report
 from srgan_fast.kernels.tail import sm90 as tail
 
@@ -269,41 +266,10 @@ def test_what_they_do_not_cover_is_said() -> None:
         assert "words" in str(tail_offer(out=picture))
 
 
-class Numbers(ctypes.Structure):
-    _fields_ = (("to", ctypes.c_void_p),)
-
-
-def constants(file: str, expressions: list[str], folder: Path) -> list[int]:
-    """Constants of a shipped source, as the compiler sees them."""
-    lines = "".join(f"  n.to[{i}] = {expression};\n" for i, expression in enumerate(expressions))
-    source = folder / f"{Path(file).parent}.cu"
-    shipped = (emulated.KERNELS / file).read_text(encoding="utf-8")
-    source.write_text(
-        f"{shipped}\nnamespace srgan_fast {{\nstruct Numbers {{ int* to; }};\n"
-        f"__global__ void numbers(const Numbers n) {{\n{lines}}}\n}}\n"
-    )
-    runtime, numbers = Emulated(), torch.zeros(len(expressions), dtype=torch.int32)
-    kernel = runtime.kernel(Specialisation(str(source), "srgan_fast::numbers"), 0)
-    runtime.launch(kernel, (1, 1, 1), 1, Numbers(numbers.data_ptr()))
-    return numbers.tolist()
-
-
-def test_the_host_and_the_kernels_agree_on_every_tile(tmp_path: Path) -> None:
-    variants = [head.Variant(HALF, None, size, rows) for size in head.SIZES for rows in head.HEIGHTS]
-    said = [f"HeadTile<{v.size}, {v.rows}>::{name}" for v in variants for name in ("kSharedBytes", "kSteps")]
-    wanted = [number for v in variants for number in (v.shared_bytes, head.steps(v.size))]
-    assert constants("head/sm90.cu", said, tmp_path) == wanted
-    assert max(v.shared_bytes for v in variants) <= hopper.SHARED_LIMIT_BYTES
-
-    shapes = [(slabs, size) for slabs in range(1, 17) for size in (1, 3, 5, 7, 9)]
-    tiles = [tail.Tile(*shape, rows) for shape in shapes for rows in tail.heights(*shape)]
-    said = [f"TailTile<{t.slabs}, {t.size}, {t.rows}>::{name}" for t in tiles for name in ("kSharedBytes", "kStages")]
-    said += [f"TailSpan<{size}>::kSharedBytes" for size in (1, 3, 5, 7, 9)]
-    wanted = [number for t in tiles for number in (t.shared_bytes, t.stages)]
-    wanted += [tail.Variant(HALF, tail.Tile(1, size, 2), 1, True, HALF).sum.shared_bytes for size in (1, 3, 5, 7, 9)]
-    assert constants("tail/sm90.cu", said, tmp_path) == wanted
-    assert max(t.shared_bytes for t in tiles) <= hopper.SHARED_LIMIT_BYTES
+def test_tiles_of_the_papers_tail_leave_room_to_copy_ahead() -> None:
     assert max(tail.heights(4, 5)) == 16
+    assert all(tail.Tile(4, 5, rows).stages >= 3 for rows in tail.heights(4, 5))
+    assert tail.heights(8, 5) == ()
 
 
 # --- planted faults: each replaces one piece of a shipped source --------------------------------------------------

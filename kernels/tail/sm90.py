@@ -19,7 +19,7 @@ CHANNELS = 64  # of a slab of the input, and the most sums of a pixel
 COLUMNS = 8  # of a tile
 _BARRIER_BYTES = 8 * 9
 _SPAN = 128  # pixels of a row that a block of the second kernel finishes
-_RESULTS = hopper.ELEMENT | {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.float32: "float"}
+RESULTS = hopper.ELEMENT | {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.float32: "float"}
 
 
 class ColumnsParameters(ctypes.Structure):
@@ -107,7 +107,7 @@ class Variant:
     @property
     def sum(self) -> hopper.Kernel:
         """The kernel that adds them and makes the picture."""
-        arguments = f"{_RESULTS[self.result]}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
+        arguments = f"{RESULTS[self.result]}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
         source = Specialisation("tail/sm90.cu", f"srgan_fast::tail_sum<{arguments}>")
         return hopper.Kernel("tail", source, (_SPAN + self.tile.size - 1) * 132, partial(_check, self))
 
@@ -137,7 +137,7 @@ def offer(
     size = round(taps**0.5)
     if x.dtype not in hopper.ELEMENT:
         return f"it has no kernel in {x.dtype}"
-    if out.dtype not in _RESULTS:
+    if out.dtype not in RESULTS:
         return f"it makes no picture in {out.dtype}"
     if base is not None:
         return "it adds no base"
