@@ -33,7 +33,7 @@ class ColumnsParameters(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 48),
+        ("_", ctypes.c_uint8 * 112),
     )
 
 
