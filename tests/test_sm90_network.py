@@ -44,7 +44,7 @@ def test_a_network_by_kernels_for_sm90_equals_eager(network: weights.Model, mode
         backend.run(lr / 255, got, 9)
         taken = hopper.choices(CPU)
         EagerBackend(network, "cpu", "fp32").run(lr / 255, want, 9)
-    for op in ("conv3x3", "conv3x3_shuffle"):
+    for op in ("head", "conv3x3", "conv3x3_shuffle", "tail"):
         assert any(what.startswith(f"{op} of") for what in taken)
     agreement = parity.agree(got, want, "fp16")
     assert agreement.passed, str(agreement)
