@@ -41,7 +41,8 @@ _TYPES = {
     torch.uint8: "u8",
     torch.uint16: "u16",
 }
-# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, spills.
+# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, 8x8 matrices by warps,
+# registers given from warpgroup to warpgroup, spills.
 _INSTRUCTIONS = {
     "mma": r"\bHMMA\b",
     "wgmma": r"\bHGMMA\b",
@@ -49,6 +50,9 @@ _INSTRUCTIONS = {
     "tma_load": r"\bUTMALDG\b",
     "tma_store": r"\bUTMASTG\b",
     "cp_async": r"\bLDGSTS\b",
+    "matrix_load": r"\bLDSM\b",
+    "matrix_store": r"\bSTSM\b",
+    "registers_moved": r"\bUSETMAXREG\b",
     "spill": r"\b(?:LDL|STL)\b",
 }
 
@@ -243,7 +247,7 @@ def build(one: Launch, sm: int) -> Built:
     }
     source = ASTSource(one.kernel, signature, {name: given[name] for name in constants}, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    return _read(compiled.asm["cubin"], int(compiled.metadata.shared))
+    return read(sass(compiled.asm["cubin"]), int(compiled.metadata.shared))
 
 
 def _type(value: Any) -> str:
@@ -255,13 +259,18 @@ def _type(value: Any) -> str:
     return "i32" if value < 2**31 else "i64"
 
 
-def _read(cubin: bytes, shared_bytes: int) -> Built:
+def sass(cubin: bytes) -> str:
+    """The resources and the machine code of a compiled kernel, as cuobjdump writes them."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(tools / "cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def read(said: str, shared_bytes: int) -> Built:
+    """What `sass` says, in numbers."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
     assert found, f"cuobjdump names no resources: {said[:500]}"
     counts = {name: len(re.findall(pattern, said)) for name, pattern in _INSTRUCTIONS.items()}

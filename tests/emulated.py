@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -23,7 +23,15 @@ NO_COMPILER = "the emulator needs g++, and there is none; install it (Debian: ap
 SHARED_LIMIT_BYTES = 232448
 MODELS = ("address", "row", "address-sbo1024")  # how the hardware reads swizzled operands; see machine.hpp
 
-_FLAGS = ("-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-U_FORTIFY_SOURCE", "-w")
+_FLAGS = (
+    "-std=c++17",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-gnu-unique",
+    "-ffp-contract=off",
+    "-U_FORTIFY_SOURCE",
+    "-w",
+)
 _MARK = 0xA5  # of a tensor map
 
 # What the library of one specialisation exports. The kernel's parameter is a copy, as on the hardware.
@@ -57,9 +65,9 @@ class Source(Protocol):
     """What is compiled: srgan_fast.kernels.nvrtc.Specialisation."""
 
     @property
-    def file(self) -> str: ...  # noqa: D102
+    def file(self) -> str: ...
     @property
-    def expression(self) -> str: ...  # noqa: D102
+    def expression(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -116,10 +124,18 @@ def _library(file: str, expression: str, mutations: tuple[tuple[str, str, str], 
     (folder / "kernel.cpp").write_text(_LAUNCHER.format(file=sources / file, expression=expression), encoding="utf-8")
     made = folder / "kernel.so"
     paths = (f"-I{EMULATOR}", f"-I{sources / 'include'}", "-include", "cuda.cuh")
-    _compile("-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp"))
+    _compile(
+        "-O1", *_FLAGS, *paths, "-shared", "-Wl,-Bsymbolic", "-o", str(made), _machine(), str(folder / "kernel.cpp")
+    )
     library = ctypes.CDLL(str(made))
     library.launch.restype = ctypes.c_char_p
-    library.launch.argtypes = (ctypes.c_void_p, *(ctypes.c_uint,) * 6, ctypes.c_ulonglong, ctypes.c_void_p, ctypes.c_uint)
+    library.launch.argtypes = (
+        ctypes.c_void_p,
+        *(ctypes.c_uint,) * 6,
+        ctypes.c_ulonglong,
+        ctypes.c_void_p,
+        ctypes.c_uint,
+    )
     return library
 
 
@@ -218,8 +234,6 @@ class Emulated:
         self.launches += 1
         spans = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in self.fresh]
         fresh = (ctypes.c_uint64 * (2 * len(spans)))(*(address for span in spans for address in span))
-        said = kernel.library.launch(
-            start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans)
-        )
+        said = kernel.library.launch(start, *grid, threads, kernel.shared_bytes, self.model, seed, fresh, len(spans))
         if said is not None:
             raise Fault(f"{what or kernel.expression}: {said.decode()}")

@@ -116,7 +116,7 @@ class Parameters(ctypes.Structure):
         ("y", hopper.Map),
         ("bias", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
-        ("slopes_step", ctypes.c_int),
+        ("slope_slices", ctypes.c_int),
         ("_", ctypes.c_uint8 * 44),
     )
 
@@ -203,7 +203,7 @@ def launch(
         y=result_map(runtime, variant.tile, out, x, slices, r),
         bias=bias.data_ptr(),
         slopes=None if slopes is None else slopes.data_ptr(),
-        slopes_step=CHANNELS if r == 1 else 0,
+        slope_slices=slices // r**2,
     )
     hopper.launch(runtime, variant.kernel, (min(parameters.work.tiles, blocks), slices, 1), parameters)
 
@@ -255,6 +255,10 @@ def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
     return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
 
 
+# Room to align, the identity, and the largest halo of the three.
+_PROBE_SHARED_BYTES = 1024 + 64 * 128 + 3 * 8 * 10 * 128
+
+
 class _ProbeParameters(ctypes.Structure):
     _fields_ = (("wrong", ctypes.c_void_p),)
 
@@ -284,6 +288,6 @@ def _check(variant: Variant, runtime: hopper.Runtime) -> Report:
     residual = draw.normal(n, h, w, outputs) if variant.residual else None
     out = torch.full((n, h * r, w * r, outputs // r**2), torch.nan, dtype=variant.dtype, device=runtime.device)
     launch(runtime, variant, 2, x, weight, bias, slopes, residual, out, r, False)
-    arguments = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
+    arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
     arguments |= {"r": r} if shuffled else {"residual": residual}
     return hopper.compare_by(load(variant.op).reference, arguments, out)
