@@ -219,6 +219,7 @@ class Emulated:
         parameters: ctypes.Structure,
         *,
         what: str = "",
+        overlap: bool = True,
     ) -> None:
         """Run all blocks, one after another.
 

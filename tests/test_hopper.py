@@ -43,7 +43,9 @@ class Noting:
     def tensor_map(self, address: int, dtype: torch.dtype, sizes: Any, strides: Any, box: Any, swizzle: int) -> bytes:
         return bytes(128)
 
-    def launch(self, kernel: Any, grid: Any, threads: int, parameters: ctypes.Structure, *, what: str = "") -> None:
+    def launch(
+        self, kernel: Any, grid: Any, threads: int, parameters: Any, *, what: str = "", overlap: bool = True
+    ) -> None:
         self.launched.append(what)
 
     def check(self, what: str) -> None:
