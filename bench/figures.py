@@ -7,8 +7,8 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-# Implementations (in one dtype, or any) that every other one is held against where they ran beside it: what a user would
-# otherwise take, and this project's own without what is new. In figures as `speedup_vs_` and the first name.
+# Implementations (in one dtype, or any) that every other one is held against where they ran beside it: what a user
+# would otherwise take, and this project's own without what is new. In figures as `speedup_vs_` and the first name.
 _RIVALS: dict[str, dict[str, tuple[str, str | None]]] = {
     "frame": {
         "channels_last": ("channels_last", None),
@@ -77,6 +77,8 @@ def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
         found["failed"] = sum(not passed for passed in raw["outcomes"].values())
     if "host_syncs" in raw:
         found["host_syncs"] = len(raw["host_syncs"])
+    if "first_use_s" in raw:
+        found["compile_s"] = raw["first_use_s"]["empty cache"] - raw["first_use_s"]["full cache"]
     if "p50_ms" in raw:
         # Of what was timed side by side, where the fast one comes off worst.
         found["least_speedup"] = min(sides["other"] / sides["fast"] for sides in raw["p50_ms"].values())

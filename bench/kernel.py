@@ -123,12 +123,10 @@ def _quality(report: Report) -> dict[str, Any]:
 
 
 def _sides(name: str, op: TimedOp, arguments: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, _Side]:
-    """The reference, each other implementation that takes this call here, what `run` chooses, and cuDNN's convolution."""
+    """The reference, each other implementation that takes this call here, what `run` chooses, and cuDNN."""
     where = torch.device(device)
-    ways = [
-        impl for impl, reason in kernels.implementations(name, where).items() if reason is None and impl != "reference"
-    ]
-    reference = partial(_by, "reference", op, arguments)
+    ways = [impl for impl, reason in kernels.implementations(name, where).items() if reason is None]
+    ways.remove("reference")
     found = {}
     for impl in [*ways, "run"]:
         call = partial(op.run, **arguments) if impl == "run" else partial(_by, impl, op, arguments)
@@ -142,13 +140,15 @@ def _sides(name: str, op: TimedOp, arguments: dict[str, Any], dtype: torch.dtype
         others = [way for way in ways if way != "sm90"]
         found[impl] = _Side(call, report, "sm90" if by_sm90 else (others or ["reference"])[0])
     # The reference is held to the same rule, which it passes by definition: it is the measure.
-    sides = {"reference": _Side(reference, replace(found["run"].report, passed=True), "reference"), **found}
-    return sides | ({"cudnn": _bare(arguments)} if is_cuda(device) and name in _BARE else {})
+    reference = _Side(partial(op.reference, **arguments), replace(found["run"].report, passed=True), "reference")
+    return {"reference": reference, **found} | (
+        {"cudnn": _bare(arguments)} if is_cuda(device) and name in _BARE else {}
+    )
 
 
 def _by(impl: str, op: TimedOp, arguments: dict[str, Any]) -> Tensor:
     with kernels.only(impl):
-        return op.reference(**arguments) if impl == "reference" else op.run(**arguments)
+        return op.run(**arguments)
 
 
 def _bare(arguments: dict[str, Any]) -> _Side:

@@ -249,10 +249,15 @@ def _window(runtime: hopper.Runtime, pixels: Tensor, x: Tensor, slices: int, r: 
     return hopper.dense_map(runtime, pixels, sizes, box, CHANNELS * pixels.element_size())
 
 
-def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
-    """The first layout that a GPU reads rightly, by `probe.cu`; None if there is none."""
+def wrong_values(runtime: hopper.Runtime) -> dict[Layout, int]:
+    """How many values of a tile a GPU reads from the wrong place, by layout: what `probe.cu` counts."""
     wrong: list[int] = hopper.known(runtime, "wrong values by layout", lambda: _probe(runtime))
-    return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
+    return dict(zip(Layout, wrong, strict=True))
+
+
+def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
+    """The first layout that a GPU reads rightly; None if there is none."""
+    return next((layout for layout, count in wrong_values(runtime).items() if count == 0), None)
 
 
 # Room to align, the identity, and the largest halo of the three.
