@@ -65,12 +65,11 @@ class _Products(ctypes.Structure):
 
 
 class _Reads(ctypes.Structure):
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("boxes", hopper.Map),
         ("sums", ctypes.c_void_p),
         ("count", ctypes.c_int),
         ("loads", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 48),
     )
 
 

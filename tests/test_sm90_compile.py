@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from sm90_table import CONV3X3, TABLE, Entry, copy, faults, values
+from sm90_table import CONV3X3, INT8, PROBE, TABLE, Entry, copy, faults, values
 
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.nvrtc import Specialisation
@@ -17,7 +17,12 @@ from srgan_fast.kernels.nvrtc import Specialisation
 pytestmark = pytest.mark.skipif(nvrtc.why_not() is not None, reason="; ".join(nvrtc.why_not() or ()))
 
 # Few, of every layout, epilogue and type: a step that is no divisor of the order of the table, and the tallest tiles.
-SAMPLE = [*TABLE[::29], *[entry for entry in CONV3X3 if "kShifted, 30, true, true" in entry.name]]
+SAMPLE = [
+    *CONV3X3[::29],
+    *INT8[::37],
+    *PROBE,
+    *[entry for entry in CONV3X3 if "kShifted, 30, true, true" in entry.name],
+]
 TALLEST = next(entry for entry in CONV3X3 if "<Half, kShifted, 32, true, true>" in entry.name)
 
 
@@ -35,7 +40,7 @@ def test_sample_has_every_layout_epilogue_and_type() -> None:
         word for entry in SAMPLE for word in ("kShifted", "kFlat", "kBoxes", "BFloat16", "Half") if word in entry.name
     }
     assert len(words) == 5
-    assert len({entry.name.split(", ", 2)[2] for entry in SAMPLE if entry in CONV3X3}) == 4
+    assert len({entry.name.split(", ", 3)[3] for entry in SAMPLE if entry in CONV3X3}) == 4
 
 
 def test_shared_memory_is_what_the_source_says_and_fits() -> None:
@@ -51,8 +56,8 @@ def test_shared_memory_is_what_the_source_says_and_fits() -> None:
 @pytest.mark.parametrize(
     ("of", "old", "new", "said"),
     [
-        ("sm90.cu", "__launch_bounds__(384, 1)", "__launch_bounds__(384, 2)", "spill"),
-        ("conv3x3.cuh", "#pragma unroll\n    for (int tap", "#pragma unroll 1\n    for (int tap", "wgmma: 4, not 36"),
+        ("sm90.cu", "#pragma unroll\n    for (int j", "#pragma unroll 1\n    for (int j", "bytes of stack"),
+        ("conv3x3.cuh", "#pragma unroll\n    for (int tap", "#pragma unroll 1\n    for (int tap", "not 36"),
         ("conv3x3.cuh", "registers_down_to<40>();", "", "registers_moved: 1, not 2"),
         ("sm90.cu", "store_matrices(row + j * 16 * 128, after);", "", "matrix_store: 0"),
     ],
@@ -61,6 +66,12 @@ def test_a_planted_fault_is_found(of: str, old: str, new: str, said: str, tmp_pa
     altered = copy(TALLEST.source.file, tmp_path, old, new, of=of)
     found = faults(TALLEST, Specialisation(altered, TALLEST.source.expression))
     assert any(said in fault for fault in found), found
+
+
+def test_a_kernel_without_its_registers_does_not_compile(tmp_path: Path) -> None:
+    altered = copy(TALLEST.source.file, tmp_path, "__launch_bounds__(384, 1)", "__launch_bounds__(384, 2)")
+    with pytest.raises(nvrtc.CompileError, match="Insufficient registers"):
+        faults(TALLEST, Specialisation(altered, TALLEST.source.expression))
 
 
 def test_nvrtc_12_compiles_it_too() -> None:

@@ -95,7 +95,7 @@ def best_tile(
 class Work(ctypes.Structure):
     """Conv3x3Work, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("residual", hopper.Map),
@@ -104,20 +104,18 @@ class Work(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
     )
 
 
 class Parameters(ctypes.Structure):
     """Conv3x3Parameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("work", Work),
         ("y", hopper.Map),
         ("bias", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
         ("slope_slices", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
     )
 
 
@@ -249,19 +247,21 @@ def _window(runtime: hopper.Runtime, pixels: Tensor, x: Tensor, slices: int, r: 
     return hopper.dense_map(runtime, pixels, sizes, box, CHANNELS * pixels.element_size())
 
 
-def wrong_values(runtime: hopper.Runtime) -> dict[Layout, int]:
-    """How many values of a tile a GPU reads from the wrong place, by layout: what `probe.cu` counts."""
-    wrong: list[int] = hopper.known(runtime, "wrong values by layout", lambda: _probe(runtime))
-    return dict(zip(Layout, wrong, strict=True))
-
-
 def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
     """The first layout that a GPU reads rightly; None if there is none."""
     return next((layout for layout, count in wrong_values(runtime).items() if count == 0), None)
 
 
-# Room to align, the identity, and the largest halo of the three.
-_PROBE_SHARED_BYTES = 1024 + 64 * 128 + 3 * 8 * 10 * 128
+def wrong_values(runtime: hopper.Runtime) -> dict[Layout, int]:
+    """How many values of a tile in each layout a GPU takes from the wrong place, by `probe.cu`."""
+    found: dict[Layout, int] = hopper.known(
+        runtime, "wrong values by layout", lambda: dict(zip(Layout, _probe(runtime), strict=True))
+    )
+    return found
+
+
+# The identity and the largest of the three halos of probe.cu, which is that of boxes, and the room to align them.
+_PROBE_SHARED_BYTES = 1024 + (CHANNELS + 3 * 8 * (8 + 2)) * 2 * CHANNELS
 
 
 class _ProbeParameters(ctypes.Structure):
