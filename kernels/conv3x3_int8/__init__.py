@@ -17,8 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import launch, takes_reference
+from srgan_fast.kernels import hopper, launch, takes_reference
 from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.conv3x3_int8 import sm90
 from srgan_fast.kernels.conv3x3_int8.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.conv3x3_int8.reference import conv3x3_int8 as reference
 from srgan_fast.kernels.quantise_int8 import LEVELS
@@ -103,11 +104,13 @@ def run(
     r: int = 1,
     *,
     out: Tensor | None = None,
+    backwards: bool = False,
 ) -> Tensor:
     """Convolve NHWC frames by the fastest implementation that their device has; returns the result in `dtype`.
 
     `out` may be the residual's own memory; `quantised` is written to and overlaps nothing. `inverse` is rounded to
-    float32. Values that are not finite come from the residual alone; their int8 is not defined.
+    float32. Values that are not finite come from the residual alone; their int8 is not defined. For `backwards` see
+    `conv3x3`.
 
     Shapes:  x [n, h, w, cin], weight [9, cin, r^2*c], gain and bias [r^2*c], slopes [c],
              residual, quantised and result [n, h*r, w*r, c]; cin a multiple of 16 up to 112
@@ -138,19 +141,43 @@ def run(
         if not quantised.is_contiguous():
             raise ValueError(f"expected a contiguous quantised, got strides {list(quantised.stride())}")
     out = output_for(x, out, *shape, dtype=dtype)
-    if takes_reference(x):
-        return out.copy_(reference(x, weight, gain, bias, dtype, slopes, residual, quantised, inverse, r))
+    x, weight, gain, bias = x.contiguous(), weight.contiguous(), gain.contiguous(), bias.contiguous()
+    slopes = None if slopes is None else slopes.contiguous()
+    residual = None if residual is None else residual.contiguous()
+
+    def portable(out: Tensor) -> Tensor:
+        if takes_reference(x):
+            return out.copy_(reference(x, weight, gain, bias, dtype, slopes, residual, quantised, inverse, r))
+        return _triton(x, weight, gain, bias, slopes, residual, quantised, inverse, r, out)
+
+    offer = sm90.offer(x, weight, gain, bias, slopes, residual, quantised, inverse, r, out, backwards=backwards)
+    return out if hopper.take(offer, portable, out) else portable(out)
+
+
+def _triton(
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor,
+    bias: Tensor,
+    slopes: Tensor | None,
+    residual: Tensor | None,
+    quantised: Tensor | None,
+    inverse: float,
+    r: int,
+    out: Tensor,
+) -> Tensor:
     from srgan_fast.kernels.conv3x3_int8 import kernel
 
+    n, h, w, cin = x.shape
+    channels = out.shape[-1]
     tiles = launch.tiles_for(x, channels)
-    bias = bias.contiguous()
     kernel.conv3x3_int8_pointer[tiles.grid(n, h, w, r * r * tiles.blocks(channels))](
-        x.contiguous(),
-        weight.contiguous(),
-        gain.contiguous(),
+        x,
+        weight,
+        gain,
         bias,
-        bias if slopes is None else slopes.contiguous(),
-        out if residual is None else residual.contiguous(),
+        bias if slopes is None else slopes,
+        out if residual is None else residual,
         out,
         out if quantised is None else quantised,
         inverse,

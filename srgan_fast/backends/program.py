@@ -104,9 +104,9 @@ class _Writer:
     def __init__(self, info: ModelInfo, dtype: torch.dtype, device: torch.device) -> None:
         self.info, self.dtype, self.device = info, dtype, device
         self.steps: list[Step] = []
-        self.buffers: dict[str, Buffer] = {"frames": Buffer(1, 3, None), "lr": Buffer(1, 4, dtype)}
+        self.buffers: dict[str, Buffer] = {"frames": Buffer(1, 3, None)}
         low, high = self._colours(info.input_range)
-        self._step("frame_input", {"frames": "frames"}, "lr", gain=(high - low), offset=low, dtype=dtype)
+        self.scaling = {"gain": high - low, "offset": low}
 
     def generator(self, network: Generator) -> None:
         """SRResNet: head, blocks in place on one buffer, long skip, sub-pixel stages, tail."""
@@ -119,7 +119,7 @@ class _Writer:
         if not len(network.upsample):
             raise Unsupported("a network without a sub-pixel stage has no kernels")
         readers = [*(block.conv1 for block in blocks), skip[0]]
-        self._head(head[0], head[1], "skip", reader=readers[0])
+        self._head(head[0], head[1], "frames", "skip", reader=readers[0], **self.scaling)
         x = "skip"
         for block, reader in zip(blocks, readers[1:], strict=True):
             self._conv(block.conv1, block.prelu, x, "inner", reader=block.conv2)
@@ -143,7 +143,10 @@ class _Writer:
         """A chain of convolutions from one buffer to another and back."""
         layers: Any = list(network.body)
         convs = layers[2::2]
-        self._head(layers[0], layers[1], "even", reader=convs[0] if convs else None)
+        # Scaled by themselves: the tail adds them too.
+        self.buffers["lr"] = Buffer(1, 4, self.dtype)
+        self._step("frame_input", {"frames": "frames"}, "lr", dtype=self.dtype, **self.scaling)
+        self._head(layers[0], layers[1], "lr", "even", reader=convs[0] if convs else None)
         x = "even"
         for conv, activation, reader in zip(convs, layers[3::2], [*convs, None][1:], strict=True):
             out = "odd" if x == "even" else "even"
@@ -153,12 +156,13 @@ class _Writer:
 
     # What follows is told who reads its result: int8 needs that one's scale, floats do not.
 
-    def _head(self, conv: Any, activation: nn.Module, out: str, *, reader: Any) -> None:
+    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, *, reader: Any, **scaling: Tensor) -> None:
         weight, bias = self._weights(conv)
         cout = weight.shape[0]
         self.buffers[out] = Buffer(1, cout, self.dtype)
         packed = self._module("head").pack(weight).to(self.dtype)
-        self._step("head", {"x": "lr"}, out, weight=packed, bias=bias, slopes=self._slopes(activation, cout))
+        slopes = self._slopes(activation, cout)
+        self._step("head", {"x": x}, out, weight=packed, bias=bias, slopes=slopes, **scaling)
 
     def _conv(
         self,
@@ -254,8 +258,8 @@ class _Int8Writer(_Writer):
         super().__init__(info, dtype, device)
         self._scales = {conv: calibration.scales[name] for name, conv in quantised_layers(network).items()}
 
-    def _head(self, conv: Any, activation: nn.Module, out: str, *, reader: Any) -> None:
-        super()._head(conv, activation, out, reader=reader)
+    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, *, reader: Any, **scaling: Tensor) -> None:
+        super()._head(conv, activation, x, out, reader=reader, **scaling)
         if reader is not None:
             self.buffers[_whole(out)] = Buffer(1, self.buffers[out].channels, torch.int8)
             self._step("quantise_int8", {"x": out}, _whole(out), inverse=self._inverse(reader))
@@ -377,9 +381,9 @@ def bind(
     calls = []
     for number, step in enumerate(program.steps):
         arguments = {**step.constants, **{argument: views[name] for argument, name in step.buffers.items()}}
-        if step.op == "frame_input":
+        if step.op in ("frame_input", "head") and "gain" in arguments:
             arguments["gain"] = arguments["gain"] / LEVELS.get(frames, 1)
-        elif step.op == "tail":
+        if step.op == "tail":
             arguments["dtype"] = frames
         if step.op in kernels.ON_HOPPER:
             arguments["backwards"] = number % 2 == 1

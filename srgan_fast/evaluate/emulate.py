@@ -90,8 +90,11 @@ def _float_step(step: Step, arguments: dict[str, Any], precision: str) -> Tensor
             arguments[name] = value.to(rounded).float()
         elif isinstance(value, Tensor) and value.is_floating_point():
             arguments[name] = value.float()
-    if step.op == "frame_input":
+    if "frames" in step.buffers.values():
         arguments["gain"] = arguments["gain"] / LEVELS[torch.uint8]
+    if step.op == "head" and "gain" in arguments:
+        frames, gain, offset = (arguments.pop(name) for name in ("x", "gain", "offset"))
+        arguments["x"] = kernels.load("frame_input").reference(frames, gain, offset, rounded).float()
     elif step.op == "tail":
         # The picture as floats: what becomes of it, the comparison decides.
         return kernels.load("tail").reference(**arguments, dtype=torch.float32)
@@ -131,10 +134,10 @@ def compare(
         except ShapeError as error:
             raise ShapeError(f"{path}: {error}") from None
         for precision in precisions:
-            error = (pictures[precision].double() - pictures["fp32"].double()).abs()
+            off = (pictures[precision].double() - pictures["fp32"].double()).abs()
             entry = {"name": path.name, "psnr_db": scores[precision].psnr_db, "ssim": scores[precision].ssim}
             entry |= {"plain_psnr_db": scores["fp32"].psnr_db, "plain_ssim": scores["fp32"].ssim}
-            found[precision].append(entry | {"mse": float(error.square().mean()), "max_error": float(error.max())})
+            found[precision].append(entry | {"mse": float(off.square().mean()), "max_error": float(off.max())})
         if on_image is not None:
             on_image(path.name)
     return found
