@@ -81,8 +81,8 @@ def pack(weight: Tensor, bias: Tensor, scale: float, result_scale: float = 1.0, 
 def _rounded(kernels: Tensor) -> Tensor:
     """Whole numbers, each next to its own, whose sum over a kernel is next to the kernel's: [o, i, taps].
 
-    Maps are smooth, so errors of one sign add up over the taps, and in a bright frame over the inputs too: it is the sum
-    that shows in the picture. The weights with the largest remainders go up.
+    Maps are smooth, so errors of one sign add up over the taps, and in a bright frame over the inputs too: it is the
+    sum that shows in the picture. The weights with the largest remainders go up.
     """
     low = kernels.floor()
     remainders = kernels - low
