@@ -20,11 +20,14 @@ from torch import Tensor
 
 OPS = {
     name: f"srgan_fast.kernels.{name}"
-    for name in ("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu")
+    for name in (
+        *("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu"),
+        *("conv3x3_int8", "quantise_int8"),
+    )
 }
 
 # The ops that have a hand-written kernel for Hopper beside the Triton one.
-ON_HOPPER = ("conv3x3", "conv3x3_shuffle")
+ON_HOPPER = ("conv3x3", "conv3x3_int8", "conv3x3_shuffle")
 
 # The oldest architecture whose tensor cores Triton's pointer kernels are compiled and tested for.
 _OLDEST = 80

@@ -38,6 +38,13 @@ class Draw:
         values = torch.randn(*shape, generator=self._generator) * scale
         return values.to(self.device, dtype or self.dtype)
 
+    def whole(self, *shape: int) -> Tensor:
+        """Quantised values, int8 over their whole range, extremes among them."""
+        values = torch.randint(-127, 128, shape, generator=self._generator, dtype=torch.int32)
+        flat = values.view(-1)
+        flat[0], flat[-1] = -127, 127
+        return values.to(torch.int8).to(self.device)
+
     def weight(self, taps: int, cin: int, cout: int) -> Tensor:
         """Packed weights that keep the scale of what they are applied to."""
         return self.normal(taps, cin, cout, scale=(taps * cin) ** -0.5)

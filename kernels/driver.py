@@ -1,4 +1,4 @@
-"""The CUDA driver by ctypes: what compiled kernels need to run in torch's context and on torch's streams, and no more."""
+"""The CUDA driver by ctypes: what compiled kernels need to run in torch's context and on torch's streams."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Gpu:
     """
 
     def __init__(self, device: torch.device) -> None:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         index = torch.cuda.current_device() if device.index is None else device.index
         self.device = torch.device("cuda", index)
         self.processors: int = torch.cuda.get_device_properties(self.device).multi_processor_count

@@ -273,12 +273,12 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(_ROUNDS + 1):
         for run, taken in zip(runs, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()  # type: ignore[no-untyped-call]
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            start.record()
             for _ in range(_CALLS):
                 run(scratch)
-            end.record()  # type: ignore[no-untyped-call]
-            end.synchronize()  # type: ignore[no-untyped-call]
+            end.record()
+            end.synchronize()
             if number:  # the first round compiles and loads
                 taken.append(start.elapsed_time(end))
     mine, theirs = (sorted(taken)[_ROUNDS // 2] for taken in times)
@@ -348,7 +348,7 @@ def tile_rows(
     heights: Sequence[int],
     steps: int,
 ) -> int:
-    """The height of tiles that ends first: the fewest clocks in the block that ends last, so that no wave is half empty.
+    """The height of tiles that ends first: fewest clocks in the block that ends last, so that no wave is half empty.
 
     `columns` of a tile are written, `computed` are multiplied, in `steps` k-steps; `blocks` run at a time. Of equals,
     the tallest tile has the least halo.

@@ -34,8 +34,12 @@ def conv_tile(
     KW: tl.constexpr,
     BK: tl.constexpr,
 ):
-    """The float32 sums of a tile, [pixels, outputs]; x_ptr points at a frame, the weights are [KH*KW, CIN, COUT]."""
-    acc = tl.zeros((rows.shape[0], outputs.shape[0]), dtype=tl.float32)
+    """The sums of a tile, [pixels, outputs], in float32, of int8 in int32.
+
+    x_ptr points at a frame, the weights are [KH*KW, CIN, COUT].
+    """
+    acc_type: tl.constexpr = tl.int32 if x_ptr.dtype.element_ty == tl.int8 else tl.float32
+    acc = tl.zeros((rows.shape[0], outputs.shape[0]), dtype=acc_type)
     blocks: tl.constexpr = (CIN + BK - 1) // BK
     # One loop over taps and blocks of inputs, so that loads run ahead across taps too.
     for step in range(KH * KW * blocks):
@@ -50,7 +54,7 @@ def conv_tile(
             some = some & (inputs < CIN)[:, None]
         a = tl.load(x_ptr + (y * W + x)[:, None] * CIN + inputs[None, :], mask=inside, other=0.0)
         b = tl.load(w_ptr + (tap * CIN + inputs)[:, None] * COUT + outputs[None, :], mask=some, other=0.0)
-        acc = tl.dot(a, b, acc, input_precision="ieee")
+        acc = tl.dot(a, b, acc, input_precision="ieee", out_dtype=acc_type)
     return acc
 
 
@@ -62,3 +66,13 @@ def biased_prelu(acc, b_ptr, s_ptr, outputs, COUT: tl.constexpr, PRELU: tl.const
         slopes = tl.load(s_ptr + outputs, mask=outputs < COUT, other=0.0)[None, :]
         acc = tl.where(acc >= 0, acc, acc * slopes)
     return acc
+
+
+@triton.jit
+def to_int8(v):
+    """clamp(rint(v), -127, 127) as int8, half to even, of float32 values.
+
+    Beside 1.5 * 2^23, float32 has whole numbers only: the sum rounds as wanted, and the difference is exact.
+    """
+    v = tl.minimum(tl.maximum(v, -127.0), 127.0)
+    return ((v + 12582912.0) - 12582912.0).to(tl.int8)

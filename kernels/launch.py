@@ -94,7 +94,8 @@ def choose(sm: int, processors: int, frames: int, height: int, width: int, cin: 
     known = nearest_architecture(sm)
     row = _TABLE[known]
     outputs = max(16, min(row.most_outputs, _power_of_two(cout)))
-    inputs = max(16, min(64 if itemsize == 2 else 32, _power_of_two(cin)))
+    # A product of int8 takes 32 inputs at the least, of 16-bit floats 16.
+    inputs = max(32 if itemsize == 1 else 16, min(32 if itemsize > 2 else 64, _power_of_two(cin)))
     rows, warps, stages = row.rows, row.num_warps, row.num_stages
     if itemsize > 2:
         # Without tensor cores the operands need registers too: more threads share a tile, and fewer are in flight.

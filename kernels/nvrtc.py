@@ -1,4 +1,4 @@
-"""CUDA sources compiled where they run, by NVRTC: a library that CUDA builds of torch bring, so neither nvcc nor headers.
+"""CUDA sources compiled where they run, by NVRTC, which CUDA builds of torch bring: without nvcc and without headers.
 
 The sources are the `.cu` files beside this module; a kernel is a template there, asked for by a C++ expression.
 """
@@ -58,7 +58,7 @@ class Compiler:
     def __init__(self, library: Path) -> None:
         # NVRTC opens its builtins by a bare name, which finds them only if they are loaded.
         for builtins in sorted(library.parent.glob("libnvrtc-builtins.so.*")):
-            ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(builtins))
         self._nvrtc = ctypes.CDLL(str(library))
         self._nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
         for name in ("nvrtcGetCUBIN", "nvrtcGetCUBINSize", "nvrtcGetLoweredName"):
@@ -124,8 +124,8 @@ class Compiler:
             return
         first = next((line.strip() for line in log.splitlines() if "error" in line), "")
         if status != _COMPILATION or not first:
-            first = f"{source.file}: {(self._nvrtc.nvrtcGetErrorString(status) or b'').decode()} {first}".strip()
-        raise CompileError(f"{source.expression} does not compile: {first} (NVRTC {self.version})")
+            first = f"{(self._nvrtc.nvrtcGetErrorString(status) or b'').decode()} {first}".strip()
+        raise CompileError(f"{source.expression} of {source.file} does not compile by NVRTC {self.version}: {first}")
 
 
 def sources(file: str) -> tuple[str, dict[str, str]]:
@@ -195,23 +195,19 @@ def candidates() -> Iterator[Path]:
     places = list(packages.submodule_search_locations or ()) if packages else []
     yield from _libraries(folder for place in places for folder in sorted(Path(place).glob("*/lib")))
     homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
-    yield from _libraries(
-        [
-            Path(sys.prefix, "lib"),
-            *(Path(home, lib) for home in [*homes, "/usr/local/cuda"] for lib in ("lib64", "lib")),
-        ]
-    )
+    homes += ["/usr/local/cuda", sys.prefix]
+    yield from _libraries(Path(home, lib) for home in homes for lib in ("lib64", "lib"))
     name = ctypes.util.find_library("nvrtc")
     if name:
         yield Path(name)
 
 
-def _libraries(folders: Iterator[Path] | list[Path]) -> list[Path]:
+def _libraries(folders: Iterator[Path]) -> list[Path]:
     """The NVRTC libraries in some folders, of torch's major version first, then the newest."""
     found = []
     for folder in folders:
         for library in folder.glob("libnvrtc.so.*"):
-            # The full name of a file that a shorter link names too is the same library once more.
+            # Not the links' targets, which have longer names, and not the second library of the package ("alt").
             named = re.fullmatch(r"libnvrtc\.so\.(\d+)", library.name)
             if named:
                 found.append((int(named[1]) != _torch_major(), -int(named[1]), library))

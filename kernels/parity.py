@@ -119,14 +119,14 @@ def compare(fast: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype, *, f
 
 
 def compare_exact(fast: Tensor, truth: Tensor) -> Report:
-    """Hold pure data movement to what it is: the same values, bit for bit, in the same dtype.
+    """Hold pure data movement, and what fixes each of its roundings, to that: equal bit for bit, in the same dtype.
 
     Shapes:  both alike
     Raises:  ValueError for tensors of different shapes or dtypes, or empty ones
     """
     _alike(fast, truth)
     if fast.dtype != truth.dtype:
-        raise ValueError(f"expected one dtype, got {fast.dtype} and {truth.dtype}; movement changes no dtype")
+        raise ValueError(f"expected one dtype, got {fast.dtype} and {truth.dtype}; it may not change")
     same = torch.equal(fast.contiguous().view(torch.uint8), truth.contiguous().view(torch.uint8))
     error = (fast.double() - truth.double()).abs()
     scale = truth.double().square().mean().sqrt().clamp_min(1e-30)
@@ -155,7 +155,11 @@ def exact_float32(device: torch.device | str) -> Iterator[None]:
 
 
 class Op(Protocol):
-    """What the package of an op has; see the package `kernels`."""
+    """What the package of an op has; see the package `kernels`.
+
+    Two more are optional: `EXACT`, true where every implementation gives the reference's bits, and `RESULTS`, the names
+    of arguments that `run` and `reference` write to.
+    """
 
     CASES: Any
 
@@ -175,6 +179,8 @@ def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | 
     wanted = arguments.get("dtype")
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     with exact_float32(device), torch.inference_mode():
+        if getattr(op, "EXACT", False):
+            return _check_exact(op, arguments)
         if wanted in LEVELS:
             pixels, arguments = op.run(**arguments), {**arguments, "dtype": torch.float32}
             levels = (op.run(**arguments) * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
@@ -183,6 +189,16 @@ def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | 
         fast, plain = op.run(**arguments), op.reference(**arguments)
         truth = op.reference(**in_double(arguments))
     return compare(fast, plain, truth, dtype, floor=floor)
+
+
+def _check_exact(op: Op, arguments: Arguments) -> Report:
+    """The first report that fails, or the last: of the result, and of the arguments that are results too."""
+    also = [name for name in getattr(op, "RESULTS", ()) if arguments.get(name) is not None]
+    mine, theirs = (arguments | {name: torch.full_like(arguments[name], fill) for name in also} for fill in (77, -77))
+    report = compare_exact(op.run(**mine), op.reference(**theirs))
+    for name in also:
+        report = compare_exact(mine[name], theirs[name]) if report.passed else report
+    return report
 
 
 def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:

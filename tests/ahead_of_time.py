@@ -40,16 +40,22 @@ _TYPES = {
     torch.float32: "fp32",
     torch.uint8: "u8",
     torch.uint16: "u16",
+    torch.int8: "i8",
 }
-# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, spills.
+# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, spills, a product and a sum
+# with one rounding.
 _INSTRUCTIONS = {
     "mma": r"\bHMMA\b",
     "wgmma": r"\bHGMMA\b",
     "tcgen05": r"\bUTCHMMA\b",
+    "mma_int8": r"\bIMMA\b",
+    "wgmma_int8": r"\bIGMMA\b",
+    "tcgen05_int8": r"\bUTCIMMA\b",
     "tma_load": r"\bUTMALDG\b",
     "tma_store": r"\bUTMASTG\b",
     "cp_async": r"\bLDGSTS\b",
     "spill": r"\b(?:LDL|STL)\b",
+    "fma": r"\bFFMA2?\b",
 }
 
 Make = Callable[[int, int, int, torch.dtype], dict[str, Any]]
@@ -156,7 +162,36 @@ def _prelu(channels: int, r: int = 2, *, backward: bool = False) -> Make:
     return make
 
 
-# The network's own layers first; then other widths, scales and pixels.
+def _int8(
+    cin: int,
+    channels: int,
+    *,
+    r: int = 1,
+    slopes: bool = False,
+    both: bool = False,
+    result: torch.dtype | None = None,
+) -> Make:
+    """`both`: with residual and a second, quantised result."""
+
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        outputs, shape = r * r * channels, (n, h * r, w * r, channels)
+        return {
+            "x": empty(n, h, w, cin, dtype=torch.int8),
+            "weight": empty(9, cin, outputs, dtype=torch.int8),
+            "gain": empty(outputs),
+            "bias": empty(outputs),
+            "dtype": result or dtype,
+            "slopes": empty(channels) if slopes else None,
+            "residual": empty(*shape, dtype=dtype) if both else None,
+            "quantised": empty(*shape, dtype=torch.int8) if both else None,
+            "inverse": 40.0,
+            "r": r,
+        }
+
+    return make
+
+
+# The network's own layers first, in floats and then in int8; then other widths, scales and pixels.
 TABLE = (
     Entry("frame_input", "uint8", _input(torch.uint8)),
     Entry("head", "9x9 to 64", _head(9, 64)),
@@ -167,6 +202,11 @@ TABLE = (
     Entry("tail", "5x5 from 256, x2", _tail(5, 256, 2)),
     Entry("pixelshuffle_prelu", "64, x2", _prelu(64)),
     Entry("pixelshuffle_prelu", "64, x2, backward", _prelu(64, backward=True), "backward"),
+    Entry("quantise_int8", "64", lambda n, h, w, dtype: {"x": empty(n, h, w, 64, dtype=dtype), "inverse": 40.0}),
+    Entry("conv3x3_int8", "64 to 64, PReLU, to int8", _int8(64, 64, slopes=True, result=torch.int8)),
+    Entry("conv3x3_int8", "64 to 64, residual, both", _int8(64, 64, both=True)),
+    Entry("conv3x3_int8", "64 to 64, x2, to int8", _int8(64, 64, r=2, slopes=True, result=torch.int8)),
+    Entry("conv3x3_int8", "64 to 256, PReLU", _int8(64, 256, slopes=True)),
     Entry("frame_input", "float32", _input(torch.float32)),
     Entry("head", "3x3 to 64", _head(3, 64)),
     Entry("head", "9x9 to 16", _head(9, 16)),
@@ -184,7 +224,12 @@ TABLE = (
     Entry("tail", "1x1 from 64, x8, uint16", _tail(1, 64, 8, torch.uint16)),
     Entry("tail", "9x9 from 64, x1", _tail(9, 64, 1)),
     Entry("pixelshuffle_prelu", "20, x3", _prelu(20, 3)),
+    Entry("conv3x3_int8", "16 to 16, PReLU, to int8", _int8(16, 16, slopes=True, result=torch.int8)),
+    Entry("conv3x3_int8", "112 to 112, residual, both", _int8(112, 112, both=True)),
+    Entry("conv3x3_int8", "96 to 80, x3", _int8(96, 80, r=3)),
 )
+# How many of them are the layers of the SRGAN generator itself.
+NETWORK = TABLE[:14]
 
 
 class _Recorder:
@@ -206,7 +251,7 @@ def assumed(sm: int, processors: int = 1) -> Iterator[None]:
         stack.enter_context(mock.patch.object(launch, "processors", return_value=processors))
         for op in kernels.OPS:
             package = kernels.load(op)
-            for name, answer in (("architecture", sm), ("why_not_triton", None)):
+            for name, answer in (("architecture", sm), ("why_not_triton", None), ("takes_reference", False)):
                 if hasattr(package, name):
                     stack.enter_context(mock.patch.object(package, name, return_value=answer))
         yield
@@ -251,6 +296,8 @@ def _type(value: Any) -> str:
         return f"tensordesc<{_TYPES[value.base.dtype]}{list(value.block_shape)}>"
     if isinstance(value, Tensor):
         return f"*{_TYPES[value.dtype]}"
+    if isinstance(value, float):
+        return "fp32"
     assert isinstance(value, int), f"no type known for {value!r}"
     return "i32" if value < 2**31 else "i64"
 

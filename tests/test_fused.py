@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import model_of
 
 from srgan_fast import Upscaler, kernels, weights
 from srgan_fast.backends import BACKENDS, BackendEntry, fused, program, select
@@ -44,19 +45,6 @@ NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
     "compact x2, leaky": lambda: SRVGGNetCompact(CompactConfig(blocks=2, width=20, scale=2, activation="leakyrelu")),
     "compact, relu": lambda: SRVGGNetCompact(CompactConfig(blocks=1, width=16, activation="relu")),
 }
-
-
-def model_of(network: torch.nn.Module, folder: Path) -> weights.Model:
-    """A model with slopes and statistics as training leaves them."""
-    torch.manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            torch.nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
-        elif isinstance(module, torch.nn.PReLU):
-            torch.nn.init.uniform_(module.weight, -0.5, 1.2)
-    weights.save(folder / "network.safetensors", network, name="network", recipe={})
-    return weights.load(folder / "network.safetensors")
 
 
 @pytest.fixture(params=NETWORKS, ids=str)

@@ -11,7 +11,7 @@ struct Conv3x3Parameters {
   TensorMap y;         // {64 * across, w, slices / across, h, n}, box {64, kColumns, 1, kStoredRows, 1}
   const float* bias;   // [slices * 64]
   const float* slopes;
-  int slopes_step;     // from one slice's slopes to the next: 64, or 0 if sub-pixels share them
+  int slope_slices;     // of slopes: as many as of outputs, or those of one sub-pixel, which all share them
 };
 
 template <class T, class Tile, bool PRELU, bool RESIDUAL>
@@ -26,7 +26,7 @@ struct Conv3x3Epilogue {
     for (int half = 0; half < 2; ++half) {
       const int output = warp * 16 + lane / 4 + 8 * half;
       bias[half] = p.bias[slice * 64 + output];
-      slopes[half] = PRELU ? p.slopes[slice * p.slopes_step + output] : 0.f;
+      slopes[half] = PRELU ? p.slopes[slice % p.slope_slices * 64 + output] : 0.f;
     }
     // Four 8x8 matrices at once: pixels 0..7 and 8..15, outputs 0..7 and 8..15 of the warp's 16. A lane names the memory
     // of one pixel's eight outputs.

@@ -116,7 +116,7 @@ class Parameters(ctypes.Structure):
         ("y", hopper.Map),
         ("bias", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
-        ("slopes_step", ctypes.c_int),
+        ("slope_slices", ctypes.c_int),
         ("_", ctypes.c_uint8 * 44),
     )
 
@@ -203,7 +203,7 @@ def launch(
         y=result_map(runtime, variant.tile, out, x, slices, r),
         bias=bias.data_ptr(),
         slopes=None if slopes is None else slopes.data_ptr(),
-        slopes_step=CHANNELS if r == 1 else 0,
+        slope_slices=slices // r**2,
     )
     hopper.launch(runtime, variant.kernel, (min(parameters.work.tiles, blocks), slices, 1), parameters)
 
@@ -250,9 +250,20 @@ def _window(runtime: hopper.Runtime, pixels: Tensor, x: Tensor, slices: int, r: 
 
 
 def preferred_layout(runtime: hopper.Runtime) -> Layout | None:
-    """The first layout that a GPU reads rightly, by `probe.cu`; None if there is none."""
-    wrong: list[int] = hopper.known(runtime, "wrong values by layout", lambda: _probe(runtime))
-    return next((layout for layout, count in zip(Layout, wrong, strict=True) if count == 0), None)
+    """The first layout that a GPU reads rightly; None if there is none."""
+    return next((layout for layout, count in wrong_values(runtime).items() if count == 0), None)
+
+
+def wrong_values(runtime: hopper.Runtime) -> dict[Layout, int]:
+    """How many values of a tile in each layout a GPU takes from the wrong place, by `probe.cu`."""
+    found: dict[Layout, int] = hopper.known(
+        runtime, "wrong values by layout", lambda: dict(zip(Layout, _probe(runtime), strict=True))
+    )
+    return found
+
+
+# The identity and the largest of the three halos of probe.cu, which is that of boxes, and the room to align them.
+_PROBE_SHARED_BYTES = 1024 + (CHANNELS + 3 * 8 * (8 + 2)) * 2 * CHANNELS
 
 
 class _ProbeParameters(ctypes.Structure):
@@ -284,6 +295,6 @@ def _check(variant: Variant, runtime: hopper.Runtime) -> Report:
     residual = draw.normal(n, h, w, outputs) if variant.residual else None
     out = torch.full((n, h * r, w * r, outputs // r**2), torch.nan, dtype=variant.dtype, device=runtime.device)
     launch(runtime, variant, 2, x, weight, bias, slopes, residual, out, r, False)
-    arguments = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
+    arguments: dict[str, Any] = {"x": x, "weight": weight, "bias": bias, "slopes": slopes}
     arguments |= {"r": r} if shuffled else {"residual": residual}
     return hopper.compare_by(load(variant.op).reference, arguments, out)

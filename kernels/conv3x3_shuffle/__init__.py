@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import hopper, launch, takes_reference
-from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.conv3x3_shuffle.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.conv3x3_shuffle.reference import conv3x3_shuffle as reference
 
