@@ -27,7 +27,7 @@ OPS = {
 }
 
 # The ops that have a hand-written kernel for Hopper beside the Triton one.
-ON_HOPPER = ("conv3x3", "conv3x3_int8", "conv3x3_shuffle")
+ON_HOPPER = ("head", "conv3x3", "conv3x3_int8", "conv3x3_shuffle", "tail")
 
 # The oldest architecture whose tensor cores Triton's pointer kernels are compiled and tested for.
 _OLDEST = 80

@@ -30,8 +30,8 @@ _ELEMENTS = {  # of CUtensorMapDataType; bytes have no sign there
 _SWIZZLES = {0: 0, 32: 1, 64: 2, 128: 3}  # of CUtensorMapSwizzle
 _L2_PROMOTION_128B = 2  # of CUtensorMapL2promotion: a pixel's 64 channels
 _MAP_BYTES = 128
-# A tensor map among the parameters has to lie at such an address.
-_ALIGNMENT = 64
+# A tensor map has to lie at such an address; the headers of CUDA 12 ask for half of it.
+_ALIGNMENT = 128
 # After these nothing works in this process any more, and the call that is told of it is not the one that did it.
 _STICKY = (700, 702, 710, 714, 715, 716, 717, 718, 719)
 _OLDEST = 12000  # the first driver that encodes tensor maps
@@ -50,6 +50,7 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuFuncSetAttribute": (_pointer, _int, _int),
     "cuTensorMapEncodeTiled": (_pointer, _int, ctypes.c_uint32, *[_pointer] * 5, *[_int] * 4),
     "cuLaunchKernelEx": (_pointer,) * 4,
+    "cuStreamIsCapturing": (_pointer, _pointer),
     "cuStreamSynchronize": (_pointer,),
 }
 
@@ -244,11 +245,11 @@ class Gpu:
 
         Raises:  DriverError that names `what` if something in it failed
         """
-        with torch.cuda.device(self.device):
-            if torch.cuda.is_current_stream_capturing():
-                return
+        stream, capturing = torch.cuda.current_stream(self.device).cuda_stream, ctypes.c_int()
         with self._current(what):
-            _call("cuStreamSynchronize", torch.cuda.current_stream(self.device).cuda_stream, what=what)
+            _call("cuStreamIsCapturing", stream, ctypes.byref(capturing), what=what)
+            if not capturing.value:
+                _call("cuStreamSynchronize", stream, what=what)
 
     @contextmanager
     def _current(self, what: str) -> Iterator[None]:

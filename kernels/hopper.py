@@ -292,13 +292,15 @@ def dense_map(runtime: Runtime, pixels: Tensor, sizes: Sequence[int], box: Seque
     return Map(*runtime.tensor_map(pixels.data_ptr(), pixels.dtype, sizes, strides, box, swizzle))
 
 
-def compare_by(reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor) -> Report:
-    """Hold a kernel's result against the op's reference by the tolerance rule."""
+def compare_by(
+    reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor, dtype: torch.dtype | None = None
+) -> Report:
+    """Hold a kernel's result against the op's reference by the tolerance rule, of the result's dtype or another."""
     from srgan_fast.kernels.cases import in_double
     from srgan_fast.kernels.parity import compare
 
     with exact_float32(fast.device):
-        return compare(fast, reference(**arguments), reference(**in_double(arguments)), fast.dtype)
+        return compare(fast, reference(**arguments), reference(**in_double(arguments)), dtype or fast.dtype)
 
 
 # --- weights in the kernels' order, kept for as long as the tensor that they were made of lives ------------------

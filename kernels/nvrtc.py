@@ -122,7 +122,7 @@ class Compiler:
     def _expect(self, status: int, source: Specialisation, log: str = "") -> None:
         if status == 0:
             return
-        first = next((line.strip() for line in log.splitlines() if "error" in line), "")
+        first = next((line.strip() for line in log.splitlines() if re.search(r"\b(error|fatal)\b", line)), "")
         if status != _COMPILATION or not first:
             first = f"{(self._nvrtc.nvrtcGetErrorString(status) or b'').decode()} {first}".strip()
         raise CompileError(f"{source.expression} of {source.file} does not compile by NVRTC {self.version}: {first}")

@@ -42,8 +42,8 @@ _TYPES = {
     torch.uint16: "u16",
     torch.int8: "i8",
 }
-# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, spills, a product and a sum
-# with one rounding.
+# How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, 8x8 matrices by warps,
+# registers given from warpgroup to warpgroup, spills, a product and a sum with one rounding.
 _INSTRUCTIONS = {
     "mma": r"\bHMMA\b",
     "wgmma": r"\bHGMMA\b",
@@ -54,6 +54,9 @@ _INSTRUCTIONS = {
     "tma_load": r"\bUTMALDG\b",
     "tma_store": r"\bUTMASTG\b",
     "cp_async": r"\bLDGSTS\b",
+    "matrix_load": r"\bLDSM\b",
+    "matrix_store": r"\bSTSM\b",
+    "registers_moved": r"\bUSETMAXREG\b",
     "spill": r"\b(?:LDL|STL)\b",
     "fma": r"\bFFMA2?\b",
 }
@@ -122,10 +125,13 @@ def _shuffle(cin: int, channels: int, r: int = 2) -> Make:
     return make
 
 
-def _head(size: int, cout: int) -> Make:
+def _head(size: int, cout: int, frames: torch.dtype | None = None) -> Make:
     def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
         weight = empty(size, max(16, 1 << (4 * size - 1).bit_length()), cout, dtype=dtype)
-        return {"x": empty(n, h, w, 4, dtype=dtype), "weight": weight, "bias": empty(cout), "slopes": empty(cout)}
+        arguments = {"weight": weight, "bias": empty(cout), "slopes": empty(cout)}
+        if frames is None:
+            return {"x": empty(n, h, w, 4, dtype=dtype), **arguments}
+        return {"x": empty(n, h, w, 3, dtype=frames), **arguments, "gain": empty(3), "offset": empty(3)}
 
     return make
 
@@ -194,7 +200,7 @@ def _int8(
 # The network's own layers first, in floats and then in int8; then other widths, scales and pixels.
 TABLE = (
     Entry("frame_input", "uint8", _input(torch.uint8)),
-    Entry("head", "9x9 to 64", _head(9, 64)),
+    Entry("head", "9x9 to 64, uint8", _head(9, 64, torch.uint8)),
     Entry("conv3x3", "64 to 64, PReLU", _conv3x3(64, 64, slopes=True)),
     Entry("conv3x3", "64 to 64, residual", _conv3x3(64, 64, residual=True)),
     Entry("conv3x3_shuffle", "64 to 64, x2", _shuffle(64, 64)),
@@ -208,6 +214,9 @@ TABLE = (
     Entry("conv3x3_int8", "64 to 64, x2, to int8", _int8(64, 64, r=2, slopes=True, result=torch.int8)),
     Entry("conv3x3_int8", "64 to 256, PReLU", _int8(64, 256, slopes=True)),
     Entry("frame_input", "float32", _input(torch.float32)),
+    Entry("head", "9x9 to 64", _head(9, 64)),
+    Entry("head", "9x9 to 64, uint16", _head(9, 64, torch.uint16)),
+    Entry("head", "9x9 to 64, float32", _head(9, 64, torch.float32)),
     Entry("head", "3x3 to 64", _head(3, 64)),
     Entry("head", "9x9 to 16", _head(9, 16)),
     Entry("head", "9x9 to 128", _head(9, 128)),
@@ -288,7 +297,7 @@ def build(one: Launch, sm: int) -> Built:
     }
     source = ASTSource(one.kernel, signature, {name: given[name] for name in constants}, attrs)
     compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    return _read(compiled.asm["cubin"], int(compiled.metadata.shared))
+    return read(sass(compiled.asm["cubin"]), int(compiled.metadata.shared))
 
 
 def _type(value: Any) -> str:
@@ -302,13 +311,18 @@ def _type(value: Any) -> str:
     return "i32" if value < 2**31 else "i64"
 
 
-def _read(cubin: bytes, shared_bytes: int) -> Built:
+def sass(cubin: bytes) -> str:
+    """The resources and the machine code of a compiled kernel, as cuobjdump writes them."""
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [str(tools / "cuobjdump"), "--dump-resource-usage", "--dump-sass", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def read(said: str, shared_bytes: int) -> Built:
+    """What `sass` says, in numbers."""
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", said)
     assert found, f"cuobjdump names no resources: {said[:500]}"
     counts = {name: len(re.findall(pattern, said)) for name, pattern in _INSTRUCTIONS.items()}

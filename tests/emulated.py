@@ -6,19 +6,21 @@ import ctypes
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
+from srgan_fast.kernels.nvrtc import Specialisation
+
 KERNELS = Path(__file__).resolve().parents[1] / "kernels"
 EMULATOR = Path(__file__).resolve().with_name("emulator")
-COMPILER = shutil.which("g++")
-NO_COMPILER = "the emulator needs g++, and there is none; install it (Debian: apt install g++)"
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
+NO_COMPILER = "the emulator needs g++ on Linux; install it (Debian: apt install g++)"
 
 SHARED_LIMIT_BYTES = 232448
 MODELS = ("address", "row", "address-sbo1024")  # how the hardware reads swizzled operands; see machine.hpp
@@ -59,15 +61,6 @@ extern "C" __attribute__((visibility("default"))) const char* launch(
 
 class Fault(Exception):
     """What the emulator found wrong with a kernel, its launch or its tensor maps."""
-
-
-class Source(Protocol):
-    """What is compiled: srgan_fast.kernels.nvrtc.Specialisation."""
-
-    @property
-    def file(self) -> str: ...
-    @property
-    def expression(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -168,13 +161,13 @@ class Emulated:
         ]
         self._mutations: tuple[tuple[str, str, str], ...] = tuple(pairs)  # type: ignore[arg-type]
 
-    def prepare(self, sources: Sequence[Source]) -> None:
+    def prepare(self, sources: Sequence[Specialisation]) -> None:
         """Nothing: kernels are compiled as they are asked for."""
 
     def check(self, what: str) -> None:
         """Nothing: launches have ended when they return."""
 
-    def kernel(self, source: Source, shared_bytes: int) -> _Kernel:
+    def kernel(self, source: Specialisation, shared_bytes: int) -> _Kernel:
         """A kernel, compiled once for each specialisation in this process."""
         if shared_bytes > SHARED_LIMIT_BYTES:
             raise Fault(f"{source.expression} asks for {shared_bytes} bytes of shared memory, of {SHARED_LIMIT_BYTES}")

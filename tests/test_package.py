@@ -127,6 +127,10 @@ def test_wheel_has_what_it_needs_and_no_records(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for wanted in ("srgan_fast/py.typed", "srgan_fast/kernels/parity.py", "srgan_fast/bench/record.py"):
         assert wanted in names
+    # Kernels for Hopper are compiled where they run, from their sources.
+    sources = [*(ROOT / "kernels").rglob("*.cu"), *(ROOT / "kernels").rglob("*.cuh")]
+    assert sources
+    assert {f"srgan_fast/kernels/{path.relative_to(ROOT / 'kernels')}" for path in sources} <= set(names)
     assert any(name.startswith("srgan_fast/data/") and name.endswith(".safetensors") for name in names)
     assert not [name for name in names if "results/" in name or name.startswith("tests/")]
 

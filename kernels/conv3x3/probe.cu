@@ -1,8 +1,8 @@
-// Which layouts of a tile this GPU's wgmma reads rightly: one block a layout fills a halo with distinct values, multiplies
-// it by the identity at every tap, and counts the values that come from somewhere else.
+// Which layouts of a tile this GPU's wgmma reads rightly: one block a layout fills a halo with distinct values,
+// multiplies it by the identity at every tap, and counts the values that come from somewhere else.
 //
-// Documentation leaves open what becomes of a swizzle when an operand does not start at a multiple of 1024 bytes, or its
-// groups of eight rows are not 1024 bytes apart. A kernel built on a guess would be wrong without a word.
+// Documentation leaves open what becomes of a swizzle when an operand does not start at a multiple of 1024 bytes, or
+// its groups of eight rows are not 1024 bytes apart. A kernel built on a guess would be wrong without a word.
 #include "conv3x3.cuh"
 #include "matrix.cuh"
 #include "ptx.cuh"

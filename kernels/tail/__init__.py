@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import architecture, launch, why_not_triton
+from srgan_fast.kernels import architecture, hopper, launch, takes_reference
 from srgan_fast.kernels.contract import LEVELS, expect, output_for
+from srgan_fast.kernels.tail import sm90
 from srgan_fast.kernels.tail.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.tail.reference import tail as reference
 
@@ -55,11 +56,13 @@ def run(
     out: Tensor | None = None,
     row_weight: Tensor | None = None,
     row_sums: Tensor | None = None,
+    backwards: bool = False,
 ) -> Tensor:
     """Finish NHWC frames by the fastest implementation that their device has.
 
     Who calls again and again keeps `row_weight`, which is what `rows_weight` gives, and `row_sums`, float32 memory of
-    shape [n, h, w, k*3*r^2].
+    shape [n, h, w, k*3*r^2]. `backwards` lets some start with the last tile, which the op before has written last: a
+    matter of caches only.
 
     Shapes:  x [n, h, w, cin], weight [k*k, cin, 3*r^2] (see `conv3x3.pack`), bias [3*r^2], gain and offset [3],
              base [n, h, w, 4], result [n, h*r, w*r, 3]
@@ -78,16 +81,43 @@ def run(
     if base is not None:
         expect("base", base, n, h, w, 4, dtype=x.dtype)
     out = output_for(x, out, n, h * r, w * r, 3, dtype=dtype)
-    if x.dtype == torch.float64 or why_not_triton(x.device):
-        return out.copy_(reference(x, weight, bias, gain, offset, r, dtype, tanh=tanh, base=base))
-    from srgan_fast.kernels.tail import kernel
-
     x, weight = x.contiguous(), weight.contiguous()
     bias, gain, offset = bias.contiguous(), gain.contiguous(), offset.contiguous()
-    picture = {"R": r, "TANH": tanh, "BASE": base is not None, "LEVELS": LEVELS.get(dtype, 0)}
+    base = None if base is None else base.contiguous()
+
+    def portable(out: Tensor) -> Tensor:
+        if takes_reference(x):
+            return out.copy_(reference(x, weight, bias, gain, offset, r, dtype, tanh=tanh, base=base))
+        return _triton(x, weight, bias, gain, offset, r, tanh, base, out, row_weight, row_sums)
+
+    offer = sm90.offer(
+        x, weight, bias, gain, offset, r, out, tanh=tanh, base=base, scratch=row_sums, backwards=backwards
+    )
+    return out if hopper.take(offer, portable, out) else portable(out)
+
+
+def _triton(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    gain: Tensor,
+    offset: Tensor,
+    r: int,
+    tanh: bool,
+    base: Tensor | None,
+    out: Tensor,
+    row_weight: Tensor | None,
+    row_sums: Tensor | None,
+) -> Tensor:
+    from srgan_fast.kernels.tail import kernel
+
+    n, h, w, cin = x.shape
+    taps, _, outputs = weight.shape
+    size = round(taps**0.5)
+    picture = {"R": r, "TANH": tanh, "BASE": base is not None, "LEVELS": LEVELS.get(out.dtype, 0)}
     # v * m and then + 0.5, rounded twice as everywhere else: fused into one operation a tie may fall the other way.
     picture["enable_fp_fusion"] = False
-    base = x if base is None else base.contiguous()
+    base = x if base is None else base
     row_weight = rows_weight(weight) if row_weight is None else row_weight
     if row_weight is not None and row_sums_fit(h, w, size * outputs):
         if row_sums is None:

@@ -92,9 +92,9 @@ class _Writer:
     def __init__(self, info: ModelInfo, dtype: torch.dtype, device: torch.device) -> None:
         self.info, self.dtype, self.device = info, dtype, device
         self.steps: list[Step] = []
-        self.buffers: dict[str, Buffer] = {"frames": Buffer(1, 3, None), "lr": Buffer(1, 4, dtype)}
+        self.buffers: dict[str, Buffer] = {"frames": Buffer(1, 3, None)}
         low, high = self._colours(info.input_range)
-        self._step("frame_input", {"frames": "frames"}, "lr", gain=(high - low), offset=low, dtype=dtype)
+        self.scaling = {"gain": high - low, "offset": low}
 
     def generator(self, network: Generator) -> None:
         """SRResNet: head, blocks in place on one buffer, long skip, sub-pixel stages, tail."""
@@ -107,7 +107,7 @@ class _Writer:
             raise Unsupported("separable convolutions have no kernels")
         if not len(network.upsample):
             raise Unsupported("a network without a sub-pixel stage has no kernels")
-        self._head(head[0], head[1], "skip")
+        self._head(head[0], head[1], "frames", "skip", **self.scaling)
         x = "skip"
         for block in blocks:
             self._conv(block.conv1, block.prelu, x, "inner")
@@ -135,7 +135,10 @@ class _Writer:
     def compact(self, network: SRVGGNetCompact) -> None:
         """A chain of convolutions from one buffer to another and back."""
         layers: Any = list(network.body)
-        self._head(layers[0], layers[1], "even")
+        # Scaled by themselves: the tail adds them too.
+        self.buffers["lr"] = Buffer(1, 4, self.dtype)
+        self._step("frame_input", {"frames": "frames"}, "lr", dtype=self.dtype, **self.scaling)
+        self._head(layers[0], layers[1], "lr", "even")
         x = "even"
         for conv, activation in zip(layers[2::2], layers[3::2], strict=True):
             out = "odd" if x == "even" else "even"
@@ -143,12 +146,13 @@ class _Writer:
             x = out
         self._tail(network.output, x=x, scale=1, r=network.scale, tanh=False, base="lr")
 
-    def _head(self, conv: Any, activation: nn.Module, out: str) -> None:
+    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, **scaling: Tensor) -> None:
         weight, bias = self._weights(conv)
         cout = weight.shape[0]
         self.buffers[out] = Buffer(1, cout, self.dtype)
         packed = self._module("head").pack(weight).to(self.dtype)
-        self._step("head", {"x": "lr"}, out, weight=packed, bias=bias, slopes=self._slopes(activation, cout))
+        slopes = self._slopes(activation, cout)
+        self._step("head", {"x": x}, out, weight=packed, bias=bias, slopes=slopes, **scaling)
 
     def _conv(
         self, conv: Any, activation: nn.Module | None, x: str, out: str, *, residual: str | None = None, scale: int = 1
@@ -267,9 +271,9 @@ def bind(
     calls = []
     for number, step in enumerate(program.steps):
         arguments = {**step.constants, **{argument: views[name] for argument, name in step.buffers.items()}}
-        if step.op == "frame_input":
+        if step.op in ("frame_input", "head") and "gain" in arguments:
             arguments["gain"] = arguments["gain"] / LEVELS.get(frames, 1)
-        elif step.op == "tail":
+        if step.op == "tail":
             arguments["dtype"] = frames
         if step.op in kernels.ON_HOPPER:
             arguments["backwards"] = number % 2 == 1

@@ -2,18 +2,29 @@
 // and products in the background at times that a seed draws. machine.cpp says what is checked.
 #pragma once
 
-#include <cstdint>
+#include <stdint.h>
+#include <string.h>
 
 namespace machine {
 
 // How the hardware reads an operand in a swizzled pattern; what is believed is kAddress.
 enum Model {
   kAddress,         // the words of 16 bytes change places by bits of their final address
-  kRow,             // by the number of the row in its group of eight: right only where a start is aligned to the pattern
+  kRow,             // by the number of the row in its group of eight: right only where the pattern starts
   kAddressSbo1024,  // as kAddress, but groups of eight rows follow each other whatever the descriptor says
 };
 
 enum Element { kHalf, kBFloat16, kInt8 };
+
+// A 16-bit float's value, from its bits.
+inline float half_value(uint16_t bits) {
+  const uint32_t exponent = bits >> 10 & 31, fraction = bits & 1023;
+  uint32_t wide = fraction << 13 | (exponent == 31 ? 0x7F800000 : (exponent + 112) << 23);
+  float value;
+  if (exponent) memcpy(&value, &wide, 4);
+  else value = static_cast<float>(fraction) / 16777216.f;
+  return bits >> 15 ? -value : value;
+}
 
 using Entry = void (*)(const void* parameters);
 

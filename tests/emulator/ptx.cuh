@@ -58,16 +58,11 @@ inline void wait_for_previous_kernel() { machine::wait_for_previous_kernel(); }
 // --- pairs of 16-bit values, rounded to the nearest, ties to even
 
 inline uint32_t half_bits(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  memcpy(&bits, &half, 2);
-  return bits;
-}
-
-inline float from_half_bits(uint16_t bits) {
-  _Float16 half;
-  memcpy(&half, &bits, 2);
-  return static_cast<float>(half);
+  const uint32_t bits = __float_as_uint(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7FFFFFFF;
+  if (value != value) return 0x7FFF;
+  if (magnitude >= 0x477FF000) return sign | 0x7C00;                                      // from 65520 on, infinite
+  if (magnitude < 0x38800000) return sign | static_cast<uint32_t>(lrintf(fabsf(value) * 16777216.f));  // subnormal
+  return sign | ((magnitude + 0xFFF + (magnitude >> 13 & 1)) >> 13) - (112 << 10);
 }
 
 inline uint32_t bfloat16_bits(float value) {
@@ -91,8 +86,8 @@ template <class T>
 inline void unpack(uint32_t pair, float& low, float& high);
 template <>
 inline void unpack<Half>(uint32_t pair, float& low, float& high) {
-  low = from_half_bits(static_cast<uint16_t>(pair));
-  high = from_half_bits(static_cast<uint16_t>(pair >> 16));
+  low = machine::half_value(static_cast<uint16_t>(pair));
+  high = machine::half_value(static_cast<uint16_t>(pair >> 16));
 }
 template <>
 inline void unpack<BFloat16>(uint32_t pair, float& low, float& high) {

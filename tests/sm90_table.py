@@ -1,0 +1,127 @@
+"""Every kernel that may be asked of the sources for sm_90a, and the machine code that each must become.
+
+Not a test itself: `test_sm90_compile.py` asserts on it. An op adds its own list to TABLE.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import torch
+from ahead_of_time import read, sass
+
+from srgan_fast.kernels import hopper, nvrtc
+from srgan_fast.kernels.conv3x3 import sm90
+from srgan_fast.kernels.conv3x3.sm90 import Layout, Tile, Variant
+from srgan_fast.kernels.nvrtc import Specialisation
+
+# What 384 threads leave each when a block has all 65536 registers of a multiprocessor.
+MOST_REGISTERS = 168
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One kernel: what the host says of it, and what is expected of its machine code.
+
+    `shared` is a C++ expression of its dynamic shared memory, in the words of its source. `product` is the shape and
+    the types of its HGMMA; `instructions` are counts in the words of `ahead_of_time.Built`.
+    """
+
+    source: Specialisation
+    shared: str
+    shared_bytes: int
+    product: str
+    instructions: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.source.expression.replace("srgan_fast::", "")
+
+
+def _conv3x3(dtype: torch.dtype, tile: Tile, prelu: bool, residual: bool) -> Entry:
+    pixels = tile.computed * tile.rows
+    return Entry(
+        Variant("conv3x3", dtype, tile, prelu, residual).source,
+        f"srgan_fast::Conv3x3Tile<srgan_fast::{tile.layout.value}, {tile.rows}, 128, 128>::kSharedBytes",
+        tile.shared_bytes,
+        f"64x{pixels}x16.F32" + (".BF16" if dtype == torch.bfloat16 else ""),
+        {
+            "wgmma": 9 * sm90.CHANNELS // 16,
+            # Weights in three parts, a halo, or three of them, and a residual.
+            "tma_load": 3 + (3 if tile.layout is Layout.BOXES else 1) + residual,
+            "tma_store": tile.rows // tile.stored_rows,
+            "matrix_store": pixels // 16,
+            "matrix_load": pixels // 16 if residual else 0,
+            "registers_moved": 2,
+            "spill": 0,
+        },
+    )
+
+
+CONV3X3 = [
+    _conv3x3(dtype, Tile(layout, rows), prelu, residual)
+    for layout in Layout
+    for rows in sm90.heights(layout)
+    for dtype in hopper.ELEMENT
+    for prelu, residual in product((False, True), repeat=2)
+]
+
+PROBE = [
+    Entry(
+        Specialisation("conv3x3/probe.cu", "srgan_fast::probe"),
+        "srgan_fast::kSwizzleAlignment + 64 * 128"
+        " + srgan_fast::Conv3x3Tile<srgan_fast::kBoxes, 8, 128, 128>::kHaloBytes",
+        sm90._PROBE_SHARED_BYTES,
+        "64x64x16.F32",
+        {"registers_moved": 0, "spill": 0},
+    )
+]
+
+TABLE = [*CONV3X3, *PROBE]
+
+
+def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
+    """Compile a kernel, or an altered copy of it, and say what is not as the table wants it."""
+    cubin = nvrtc.compile_cubin(source or entry.source)
+    said = sass(cubin.image)
+    built = read(said, entry.shared_bytes)
+    found = [f"{line.strip()}" for line in cubin.log.splitlines() if re.search(r"\b[1-9]\d* bytes (?!gmem|cmem)", line)]
+    if built.stack_bytes or built.local_bytes:
+        found.append(f"{built.stack_bytes} bytes of stack, {built.local_bytes} of local memory")
+    if built.registers > MOST_REGISTERS:
+        found.append(f"{built.registers} registers")
+    products = set(re.findall(r"\bHGMMA\.([0-9x]+\.F32(?:\.BF16)?)", said))
+    if products != {entry.product}:
+        found.append(f"products {products}, not {entry.product}")
+    for name, count in entry.instructions.items():
+        if built.instructions[name] != count:
+            found.append(f"{name}: {built.instructions[name]}, not {count}")
+    return found
+
+
+def values(file: str, expressions: Sequence[str]) -> list[int]:
+    """Constants of a source under kernels/, by C++ expressions: the compiler names a template by their values."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(copy(file, Path(folder)))
+        path.write_text(path.read_text() + "\ntemplate <long long...> __global__ void values() {}\n")
+        symbol = nvrtc.compile_cubin(Specialisation(str(path), f"values<{', '.join(expressions)}>")).symbol
+    return [int(value) for value in re.findall(r"Lx(\d+)E", symbol)]
+
+
+def copy(file: str, folder: Path, old: str = "", new: str = "", *, of: str | None = None) -> str:
+    """A copy of a source and of the headers it may include in a folder, with one text changed in one of them, `of`."""
+    text, headers = nvrtc.sources(file)
+    name = Path(file).name
+    texts = {name: text, **headers}
+    if old:
+        changed = of or name
+        assert old in texts[changed], f"{changed} has no {old!r} to change"
+        texts[changed] = texts[changed].replace(old, new)
+    for each, content in texts.items():
+        (folder / each).write_text(content)
+    return str(folder / name)
