@@ -71,7 +71,8 @@ SRGAN_FAST_API const char* srgan_fast_last_error(void);
  *   out     receives the network, which the caller owns: srgan_fast_destroy; null after a failure
  *
  * Allocates the weights on the GPU and waits for it; not to be called while a stream of this thread is captured.
- * Status: all but LAUNCH_FAILED of an enqueue's kinds can be returned; the file is judged before the GPU is looked for. */
+ * Status: BAD_ARGUMENT, FILE_NOT_FOUND, DAMAGED_FILE, UNSUPPORTED_NETWORK, NO_DRIVER, NO_DEVICE, UNSUPPORTED_DEVICE,
+ * FAILED_CHECK, LAUNCH_FAILED, OUT_OF_MEMORY; the file is judged before a GPU is looked for. */
 SRGAN_FAST_API srgan_fast_status srgan_fast_create(const char* path, int device, srgan_fast_network** out);
 
 /* How many times larger frames become: 2 or 4.
@@ -90,7 +91,8 @@ SRGAN_FAST_API srgan_fast_status srgan_fast_workspace_bytes(const srgan_fast_net
 /* Put the work for n frames into a stream, and return without waiting for it.
  *
  *   frames           GPU memory, uint8 [n, h, w, 3]: RGB, sRGB values, rows without padding between them
- *   out              GPU memory, uint8 [n, h*scale, w*scale, 3], same kind; not overlapping `frames` or `workspace`
+ *   out              GPU memory, uint8 [n, h*scale, w*scale, 3], same kind, aligned to 4 bytes; it shares nothing with
+ *                    `frames` and `workspace`
  *   n, h, w          at least 1 each
  *   workspace        GPU memory, aligned to 256 bytes (as cudaMalloc gives it); its content means nothing before or after
  *   workspace_bytes  at least what srgan_fast_workspace_bytes says
@@ -105,9 +107,8 @@ SRGAN_FAST_API srgan_fast_status srgan_fast_enqueue(const srgan_fast_network* ne
                                                     int n, int h, int w, void* workspace, size_t workspace_bytes,
                                                     void* cuda_stream);
 
-/* Free a network; null is allowed. Work in flight that uses it must have ended: wait for the streams before.
- * Status: LAUNCH_FAILED if the GPU reports an earlier failure; the network is gone all the same. */
-SRGAN_FAST_API srgan_fast_status srgan_fast_destroy(srgan_fast_network* network);
+/* Free a network; null is allowed. Work in flight that uses it must have ended: wait for the streams before. */
+SRGAN_FAST_API void srgan_fast_destroy(srgan_fast_network* network);
 
 #ifdef __cplusplus
 }

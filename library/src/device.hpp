@@ -29,7 +29,7 @@ class Device {
   virtual ~Device() = default;
   virtual int processors() const = 0;
 
-  // These wait, and throw Failure: OUT_OF_MEMORY, LAUNCH_FAILED. What is released may be null.
+  // These wait, and throw Failure: OUT_OF_MEMORY, LAUNCH_FAILED; release never throws.
   virtual void* allocate(size_t bytes) = 0;
   virtual void release(void* memory) = 0;
   virtual void upload(void* to, const void* from, size_t bytes) = 0;
@@ -41,6 +41,20 @@ class Device {
   // Puts a kernel into a stream; it may start as the kernel before it ends. `what` is for messages.
   virtual void launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, const void* parameters,
                       void* stream, const char* what) const = 0;
+};
+
+// Memory of a device for as long as it is in scope.
+class Memory {
+ public:
+  Memory(Device& device, size_t bytes) : device_(device), memory_(device.allocate(bytes)) {}
+  ~Memory() { device_.release(memory_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+  void* get() const { return memory_; }
+
+ private:
+  Device& device_;
+  void* memory_;
 };
 
 // A GPU by number. Throws Failure: NO_DRIVER, NO_DEVICE, UNSUPPORTED_DEVICE.

@@ -53,6 +53,7 @@ class Reader {
   Network network() {
     const Json info = metadata();
     const Config config = config_of(info);
+    if (string(info, "digest") != digest(file_)) damaged(name_, "tensors that do not match their digest");
     Network network{};
     network.scale = config.scale;
     network.tanh = config.tanh;
@@ -106,7 +107,6 @@ class Reader {
     } catch (const JsonError& error) {
       damaged(name_, "metadata that are no JSON (" + error.text + ")");
     }
-    if (string(info, "digest") != digest(file_)) damaged(name_, "tensors that do not match their digest");
     return info;
   }
 

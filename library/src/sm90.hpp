@@ -16,7 +16,6 @@ const std::vector<Kernel>& head_kernels();
 const std::vector<Kernel>& conv_kernels(int layout, bool residual);  // with a residual, or with PReLU
 const std::vector<Kernel>& tail_kernels();
 Kernel tail_sum_kernel(bool tanh);
-Kernel probe_kernel();
 
 // Values that wgmma reads from the wrong place, by layout: 0 is right.
 std::vector<int> probed(Device& device);

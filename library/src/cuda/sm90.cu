@@ -67,7 +67,7 @@ void Sm90::head(const HeadCall& call) {
 }
 
 void Sm90::conv(const ConvCall& call) {
-  const auto [n, h, w] = call.size;
+  const int n = call.size.n, h = call.size.h, w = call.size.w;
   const Columns columns = kColumnsOf[layout_];
   const int blocks = std::max(1, processors_ / call.slices), steps = 9 * kWidth / 16;
   const Kernel& kernel = best(conv_kernels(layout_, call.residual != nullptr), call.size, columns.written,
@@ -90,7 +90,7 @@ void Sm90::conv(const ConvCall& call) {
   p.y = window(call.y, columns.written, layout_ == kFlat ? 1 : kernel.rows);
   p.bias = call.bias;
   p.slopes = call.slopes;
-  p.slopes_step = call.r == 1 ? kWidth : 0;
+  p.slope_slices = call.slices / (call.r * call.r);
   device_.launch(kernel, static_cast<unsigned>(std::min(p.work.tiles, blocks)), static_cast<unsigned>(call.slices),
                  kThreads, &p, stream_, call.r == 1 ? "conv3x3" : "conv3x3_shuffle");
 }
