@@ -78,7 +78,7 @@ static void network_of(const char* weights) {
   const srgan_fast_status status = srgan_fast_create(weights, 0, &network);
   int scale = 0;
   size_t bytes = 0, more = 0;
-  char frame[3], result[48];
+  int frame[1], result[12];
   if (status != SRGAN_FAST_OK) {
     EXPECT(status == SRGAN_FAST_NO_DRIVER || status == SRGAN_FAST_NO_DEVICE || status == SRGAN_FAST_UNSUPPORTED_DEVICE);
     EXPECT(network == NULL);
