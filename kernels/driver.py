@@ -34,7 +34,7 @@ _MAP_BYTES = 128
 _ALIGNMENT = 128
 # After these nothing works in this process any more, and the call that is told of it is not the one that did it.
 _STICKY = (700, 702, 710, 714, 715, 716, 717, 718, 719)
-_OLDEST = 12000  # the first driver that encodes tensor maps
+_OLDEST = 12030  # tensor maps are older; launches that overlap are captured into graphs since then
 
 _int, _size, _pointer = ctypes.c_int, ctypes.c_size_t, ctypes.c_void_p
 _FUNCTIONS: dict[str, tuple[Any, ...]] = {
@@ -99,7 +99,7 @@ def why_not() -> tuple[str, str] | None:
     """Why the driver cannot be used and what would change that; None if it can."""
     library = _library()
     if isinstance(library, str):
-        return library, "install NVIDIA's driver, 525 or later"
+        return library, "install NVIDIA's driver, 545 or later"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device", "use a CUDA build of torch on a machine with an NVIDIA GPU"
     return None

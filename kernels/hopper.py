@@ -36,6 +36,16 @@ _log = logging.getLogger(__name__)
 # A tensor map as a field of a kernel's parameters.
 Map = ctypes.c_uint8 * 128
 
+
+def padded(*fields: tuple[str, Any]) -> list[tuple[str, Any]]:
+    """The fields of a structure that has tensor maps in it, with what their alignment adds at its end."""
+
+    class Bare(ctypes.Structure):
+        _fields_ = fields
+
+    return [*fields, ("_", ctypes.c_uint8 * (-ctypes.sizeof(Bare) % 128))]
+
+
 ELEMENT = {torch.float16: "srgan_fast::Half", torch.bfloat16: "srgan_fast::BFloat16"}
 
 # What a fast kernel must win by is nothing; the rounds are few, as a wrong choice costs little where two are close.

@@ -46,7 +46,7 @@ _TYPES = {
 # registers given from warpgroup to warpgroup, spills, a product and a sum with one rounding.
 _INSTRUCTIONS = {
     "mma": r"\bHMMA\b",
-    "wgmma": r"\bHGMMA\b",
+    "wgmma": r"\b[HI]GMMA\b",
     "tcgen05": r"\bUTCHMMA\b",
     "mma_int8": r"\bIMMA\b",
     "wgmma_int8": r"\bIGMMA\b",

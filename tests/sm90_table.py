@@ -18,6 +18,7 @@ from ahead_of_time import read, sass
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.conv3x3.sm90 import Layout, Tile, Variant
+from srgan_fast.kernels.conv3x3_int8 import sm90 as int8
 from srgan_fast.kernels.nvrtc import Specialisation
 
 # What 384 threads leave each when a block has all 65536 registers of a multiprocessor.
@@ -71,6 +72,40 @@ CONV3X3 = [
     for prelu, residual in product((False, True), repeat=2)
 ]
 
+
+def _int8(tile: Tile, prelu: bool, residual: bool, half: bool, quantised: bool) -> Entry:
+    pixels = tile.computed * tile.rows
+    return Entry(
+        int8.Variant(tile, prelu, residual, half, quantised).source,
+        f"srgan_fast::Conv3x3Tile<srgan_fast::{tile.layout.value}, {tile.rows}, 64, {tile.result_bytes}>::kSharedBytes",
+        tile.shared_bytes,
+        f"64x{pixels}x32.S8.S8",
+        {
+            "wgmma": 9 * sm90.CHANNELS // 32,
+            "tma_load": 3 + (3 if tile.layout is Layout.BOXES else 1) + residual,
+            "tma_store": tile.rows // tile.stored_rows * (half + quantised),
+            "matrix_store": pixels // 16 * half,
+            "matrix_load": pixels // 16 * residual,
+            "registers_moved": 2,
+            "spill": 0,
+        },
+    )
+
+
+INT8 = [
+    _int8(Tile(layout, rows, sm90.CHANNELS, size), prelu, residual, half, quantised)
+    for layout in Layout
+    # A residual comes with a 16-bit result alone.
+    for half, quantised, residuals in (
+        (False, True, (False,)),
+        (True, False, (False, True)),
+        (True, True, (False, True)),
+    )
+    for size in (int8.result_bytes(half, quantised),)
+    for rows in sm90.heights(layout, sm90.CHANNELS, size)
+    for prelu, residual in product((False, True), residuals)
+]
+
 PROBE = [
     Entry(
         Specialisation("conv3x3/probe.cu", "srgan_fast::probe"),
@@ -82,7 +117,7 @@ PROBE = [
     )
 ]
 
-TABLE = [*CONV3X3, *PROBE]
+TABLE = [*CONV3X3, *INT8, *PROBE]
 
 
 def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
@@ -95,7 +130,7 @@ def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
         found.append(f"{built.stack_bytes} bytes of stack, {built.local_bytes} of local memory")
     if built.registers > MOST_REGISTERS:
         found.append(f"{built.registers} registers")
-    products = set(re.findall(r"\bHGMMA\.([0-9x]+\.F32(?:\.BF16)?)", said))
+    products = set(re.findall(r"\b[HI]GMMA\.([0-9x]+\.(?:F32(?:\.BF16)?|S8\.S8))", said))
     if products != {entry.product}:
         found.append(f"products {products}, not {entry.product}")
     for name, count in entry.instructions.items():

@@ -183,7 +183,7 @@ def test_a_driver_that_will_not_do_is_told_with_a_cure(trouble: str, monkeypatch
 
     class Version:
         def __call__(self, version: Any) -> int:
-            version._obj.value = 11080
+            version._obj.value = 12020
             return 0
 
     library.cuDriverGetVersion = Version()
@@ -197,9 +197,9 @@ def test_a_driver_that_will_not_do_is_told_with_a_cure(trouble: str, monkeypatch
     monkeypatch.setattr(ctypes, "CDLL", load)
     reason = driver.why_not()
     assert reason is not None
-    words = {"missing": "libcuda.so.1", "without a function": "cuLaunchKernelEx", "old": "CUDA 11.8"}
+    words = {"missing": "libcuda.so.1", "without a function": "cuLaunchKernelEx", "old": "CUDA 12.2"}
     assert words[trouble] in reason[0]
-    assert "525" in reason[1]
+    assert "545" in reason[1]
 
 
 # --- what is said to it

@@ -10,6 +10,7 @@ import pytest
 import torch
 from emulated import Emulated, Fault
 
+from srgan_fast.kernels import hopper
 from srgan_fast.kernels.nvrtc import Specialisation
 
 pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)
@@ -81,12 +82,7 @@ __global__ void exchanged(const __grid_constant__ Parameters p) {
 class Parameters(ctypes.Structure):
     """Those of the kernels above."""
 
-    _fields_ = (
-        ("a", ctypes.c_uint8 * 128),
-        ("b", ctypes.c_uint8 * 128),
-        ("to", ctypes.c_void_p),
-        ("_", ctypes.c_uint8 * 56),
-    )
+    _fields_ = hopper.padded(("a", hopper.Map), ("b", hopper.Map), ("to", ctypes.c_void_p))
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +180,7 @@ def test_launches_that_cannot_be_are_refused(source: str) -> None:
     runtime, kernel = Emulated(), Specialisation(source, "srgan_fast::exchanged")
     with pytest.raises(Fault, match="232449 bytes of shared memory"):
         runtime.kernel(kernel, 232449)
-    with pytest.raises(Fault, match="takes 320 bytes of parameters, not 128"):
+    with pytest.raises(Fault, match="takes 384 bytes of parameters, not 128"):
         runtime.launch(runtime.kernel(kernel, 0), (1, 1, 1), 32, (ctypes.c_uint8 * 128)())  # type: ignore[arg-type]
     with pytest.raises(Fault, match="no_such_name"):
         runtime.kernel(Specialisation(source, "srgan_fast::no_such_name"), 0)

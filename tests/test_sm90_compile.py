@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from sm90_table import CONV3X3, PROBE, TABLE, Entry, copy, faults, values
+from sm90_table import CONV3X3, INT8, PROBE, TABLE, Entry, copy, faults, values
 
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.nvrtc import Specialisation
@@ -17,7 +17,12 @@ from srgan_fast.kernels.nvrtc import Specialisation
 pytestmark = pytest.mark.skipif(nvrtc.why_not() is not None, reason="; ".join(nvrtc.why_not() or ()))
 
 # Few, of every layout, epilogue and type: a step that is no divisor of the order of the table, and the tallest tiles.
-SAMPLE = [*CONV3X3[::29], *PROBE, *[entry for entry in CONV3X3 if "kShifted, 30, true, true" in entry.name]]
+SAMPLE = [
+    *CONV3X3[::29],
+    *INT8[::37],
+    *PROBE,
+    *[entry for entry in CONV3X3 if "kShifted, 30, true, true" in entry.name],
+]
 TALLEST = next(entry for entry in CONV3X3 if "<Half, kShifted, 32, true, true>" in entry.name)
 
 

@@ -95,7 +95,7 @@ def best_tile(
 class Work(ctypes.Structure):
     """Conv3x3Work, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("residual", hopper.Map),
@@ -104,20 +104,18 @@ class Work(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
     )
 
 
 class Parameters(ctypes.Structure):
     """Conv3x3Parameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("work", Work),
         ("y", hopper.Map),
         ("bias", ctypes.c_void_p),
         ("slopes", ctypes.c_void_p),
         ("slope_slices", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 44),
     )
 
 

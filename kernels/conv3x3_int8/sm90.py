@@ -19,7 +19,7 @@ from srgan_fast.kernels.parity import Report, compare_exact
 class Parameters(ctypes.Structure):
     """Conv3x3Int8Parameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("work", Work),
         ("half", hopper.Map),
         ("quantised", hopper.Map),
@@ -28,7 +28,6 @@ class Parameters(ctypes.Structure):
         ("slopes", ctypes.c_void_p),
         ("slope_slices", ctypes.c_int),
         ("inverse", ctypes.c_float),
-        ("_", ctypes.c_uint8 * 32),
     )
 
 

@@ -15,8 +15,9 @@ typedef long long int64_t;
 
 namespace srgan_fast {
 
-// What cuTensorMapEncodeTiled fills: a tensor in global memory and the box of it that one copy moves.
-struct alignas(64) TensorMap {
+// What cuTensorMapEncodeTiled fills: a tensor in global memory and the box of it that one copy moves. Newer headers of
+// CUDA ask for 128 bytes of alignment, older ones for 64.
+struct alignas(128) TensorMap {
   uint64_t opaque[16];
 };
 

@@ -22,6 +22,7 @@ from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.backends.program import Call, Program, Unsupported, bind, place, run_all, walk
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.kernels import hopper, launch, why_not_triton
+from srgan_fast.kernels.driver import DriverError
 from srgan_fast.kernels.launch import MOST_ELEMENTS
 from srgan_fast.kernels.parity import Agreement, agree
 from srgan_fast.model import receptive_radius
@@ -83,7 +84,10 @@ class FusedBackend:
         self._ready: OrderedDict[tuple[int, int, int, torch.dtype], _Ready] = OrderedDict()
         self._enqueue = threading.Lock()
         self.footprint = self._measured(receptive_radius(model.network))
-        self.check = self._self_check(model)
+        try:
+            self.check = self._self_check(model)
+        except DriverError as error:
+            raise BackendUnavailable(f"backend fused fails on this device: {error}; take eager") from error
 
     def run(self, frames: Tensor, out: Tensor, band: int) -> None:
         """See `Backend.run`; bands save nothing here, where the maps lie in memory that is reused."""

@@ -40,7 +40,12 @@ float value_of(uint16_t bits, Element element) {
     memcpy(&value, &wide, 4);
     return value;
   }
-  return half_value(bits);
+  static const std::vector<float> values = [] {
+    std::vector<float> all(65536);
+    for (uint32_t i = 0; i < all.size(); ++i) all[i] = half_value(static_cast<uint16_t>(i));
+    return all;
+  }();
+  return values[bits];
 }
 
 template <class Value>
