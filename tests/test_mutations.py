@@ -48,6 +48,7 @@ CONV_SUM = "1x7x5, 16 to 16, slopes -0.5, residual"
 CONV_TWO = "2x8x16, 64 to 64, residual"
 SHUFFLE = "2x3x5, 16 to 16, x2"
 HEAD = "1x7x6, 9x9 to 36"
+HEAD_FRAMES = "1x5x9, uint16, 9x9 to 64"
 TAIL = "2x6x5x64, 5x5, x2, float32"
 PRELU = "1x2x3, 16 channels, x3"
 
@@ -150,6 +151,15 @@ MUTATIONS = (
     Mutation("one wrong slope", "head", HEAD, *_ONE_SLOPE, shared=True),
     Mutation("colours swapped", "head", HEAD, "(k % 4)[None, :]", "((k % 4) ^ 1)[None, :]"),
     Mutation("one row written outside of the frame", "head", HEAD, *_OUTSIDE, shared=True),
+    Mutation(
+        "zeros around the frame before it is scaled",
+        "head",
+        HEAD_FRAMES,
+        "tl.where(inside, a.to(tl.float32) * gain + offset, 0.0)",
+        "(a.to(tl.float32) * gain + offset)",
+    ),
+    Mutation("offset left out", "head", HEAD_FRAMES, "* gain + offset, 0.0)", "* gain, 0.0)"),
+    Mutation("frames of four colours", "head", HEAD_FRAMES, "= 3 if FRAMES else 4", "= 4"),
     Mutation("one tap dropped", "tail", TAIL, *_TAP, shared=True),
     Mutation("one row unwritten", "tail", TAIL, *_ROW, shared=True),
     Mutation(
@@ -364,7 +374,8 @@ def test_every_op_has_mutations() -> None:
 # is written again before it is read. The guards around an op's own result show it.
 NOT_IN_A_PICTURE = ("one row written outside of the frame",)
 IN_NETWORK = [each for each in MUTATIONS if each.op != "pixelshuffle_prelu" and each.name not in NOT_IN_A_PICTURE]
-# Faults in what only the other network does: a frame added to the picture, more inputs than one block, values above 1.
+# Faults in what only the other network does, besides those of frame_input: a frame added to the picture, more inputs
+# than one block, values above 1.
 COMPACT = ("base of the next colour", "half of the inputs", "no clamp at one")
 
 
@@ -390,7 +401,7 @@ def network(tmp_path: Path) -> weights.Model:
 @pytest.fixture
 def compact(tmp_path: Path) -> weights.Model:
     """SRVGGNetCompact with more maps than a block of inputs."""
-    return saved(SRVGGNetCompact(CompactConfig(blocks=1, width=80, scale=2)), tmp_path)
+    return saved(SRVGGNetCompact(CompactConfig(blocks=1, width=80, scale=2)), tmp_path, input_range=(-0.5, 1.0))
 
 
 @everywhere
@@ -428,12 +439,13 @@ def test_the_self_check_refuses_a_broken_kernel(
     if device == "cuda" and mutation.sm == 90 and kernels.architecture(torch.device(device)) not in (90, 100):
         pytest.skip("this GPU takes the pointer kernels")
     plant(mutation.op, mutation.old, mutation.new, mutation.shared)
+    in_compact = mutation.op == "frame_input" or mutation.name in COMPACT
     with (
         assumed(mutation.sm),
         mock.patch.object(fused, "why_not_triton", return_value=None),
         pytest.raises(BackendUnavailable, match="disagrees with eager"),
     ):
-        fused.FusedBackend(compact if mutation.name in COMPACT else network, device, "fp16")
+        fused.FusedBackend(compact if in_compact else network, device, "fp16")
 
 
 @pytest.fixture
