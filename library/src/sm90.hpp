@@ -16,6 +16,7 @@ const std::vector<Kernel>& head_kernels();
 const std::vector<Kernel>& conv_kernels(int layout, bool residual);  // with a residual, or with PReLU
 const std::vector<Kernel>& tail_kernels();
 Kernel tail_sum_kernel(bool tanh);
+Kernel probe_kernel();  // takes one pointer, and writes an int there for each layout
 
 // Values that wgmma reads from the wrong place, by layout: 0 is right.
 std::vector<int> probed(Device& device);

@@ -13,6 +13,7 @@ namespace srgan_fast::host {
 namespace {
 
 constexpr int kMajor = 9, kMinor = 0;  // the compute capability that the kernels are for
+constexpr int kOldestDriver = 12030;   // the first that captures launches which overlap into graphs
 
 [[noreturn]] void failed(const std::string& what, cudaError_t code) {
   // An error that is left behind would be taken for one of the next call.
@@ -145,6 +146,11 @@ std::unique_ptr<Device> open_device(int number) {
     fail(SRGAN_FAST_NO_DRIVER, std::string("expected an NVIDIA driver for CUDA ") + std::to_string(CUDART_VERSION / 1000) +
                                    " or later, got " + cudaGetErrorString(code) + "; install or update the driver");
   }
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver < kOldestDriver)
+    fail(SRGAN_FAST_NO_DRIVER, "expected an NVIDIA driver for CUDA 12.3 or later, got one for " +
+                                   std::to_string(driver / 1000) + "." + std::to_string(driver % 1000 / 10) +
+                                   "; update the driver");
   if (code == cudaErrorNoDevice || number >= count) {
     cudaGetLastError();
     fail(SRGAN_FAST_NO_DEVICE, "expected GPU " + std::to_string(number) + ", got " + std::to_string(count) +

@@ -70,17 +70,6 @@ const std::vector<Kernel>& tail_kernels() {
 
 Kernel tail_sum_kernel(bool tanh) { return tanh ? tail_sum_of<true>() : tail_sum_of<false>(); }
 
-std::vector<int> probed(Device& device) {
-  std::vector<int> wrong(kLayouts, -1);
-  const size_t bytes = wrong.size() * sizeof(int);
-  const Memory memory(device, bytes);
-  device.upload(memory.get(), wrong.data(), bytes);
-  const ProbeParameters p{static_cast<int*>(memory.get())};
-  const Kernel kernel = kernel_of(probe, 0, kProbeSharedBytes);
-  device.prepare(kernel);
-  device.launch(kernel, kLayouts, 1, 128, &p, nullptr, "probe of layouts");
-  device.download(wrong.data(), memory.get(), bytes);
-  return wrong;
-}
+Kernel probe_kernel() { return kernel_of(probe, 0, kProbeSharedBytes); }
 
 }  // namespace srgan_fast::host

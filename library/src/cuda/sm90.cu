@@ -124,4 +124,19 @@ void Sm90::tail(const TailCall& call) {
                  stream_, "tail, picture");
 }
 
+std::vector<int> probed(Device& device) {
+  struct {
+    int* wrong;  // as ProbeParameters
+  } p;
+  std::vector<int> wrong(kLayouts, -1);
+  const size_t bytes = wrong.size() * sizeof(int);
+  const Memory memory(device, bytes);
+  device.upload(memory.get(), wrong.data(), bytes);
+  p.wrong = static_cast<int*>(memory.get());
+  device.prepare(probe_kernel());
+  device.launch(probe_kernel(), kLayouts, 1, 128, &p, nullptr, "probe of layouts");
+  device.download(wrong.data(), memory.get(), bytes);
+  return wrong;
+}
+
 }  // namespace srgan_fast::host
