@@ -1,5 +1,6 @@
 // The library on a CPU: a device that runs the kernels' own sources in the emulator of tests/emulator, and tables with
 // few heights of tiles, as the emulator takes its time. The rest is the library as it ships.
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -17,11 +18,8 @@ namespace srgan_fast::host {
 namespace {
 
 constexpr int kProcessors = 3;
-// SRGAN_FAST_MODEL of machine::Model: how the emulated hardware reads swizzled operands.
-const unsigned kModel = [] {
-  const char* model = std::getenv("SRGAN_FAST_MODEL");
-  return model == nullptr ? 0u : static_cast<unsigned>(std::atoi(model));
-}();
+unsigned model = machine::kAddress;
+uint64_t seed = 0;
 
 template <class Parameters>
 void call(void (*kernel)(Parameters), const void* parameters) {
@@ -79,13 +77,12 @@ class Emulated : public Device {
 
   void launch(const Kernel& kernel, unsigned across, unsigned down, unsigned threads, const void* parameters, void*,
               const char* what) const override {
-    static uint64_t seed = 0;
     const char* said = machine::run({reinterpret_cast<machine::Entry>(const_cast<void*>(kernel.function)),
                                      parameters,
                                      {across, down, 1},
                                      threads,
                                      static_cast<uint32_t>(kernel.shared_bytes),
-                                     kModel,
+                                     model,
                                      ++seed,
                                      nullptr,
                                      0});
@@ -95,7 +92,10 @@ class Emulated : public Device {
 
 }  // namespace
 
-std::unique_ptr<Device> open_device(int) { return std::make_unique<Emulated>(); }
+std::unique_ptr<Device> open_device(int number) {
+  if (number != 0) fail(SRGAN_FAST_NO_DEVICE, "the emulator is GPU 0");
+  return std::make_unique<Emulated>();
+}
 
 const std::vector<Kernel>& head_kernels() {
   static const std::vector<Kernel> kernels = {
@@ -128,3 +128,9 @@ Kernel probe_kernel() {
 }
 
 }  // namespace srgan_fast::host
+
+// How the hardware reads swizzled operands, and the seed of the times at which things happen.
+extern "C" __attribute__((visibility("default"))) void emulate(unsigned model, uint64_t seed) {
+  srgan_fast::host::model = model;
+  srgan_fast::host::seed = seed;
+}
