@@ -387,17 +387,33 @@ def test_calls_that_cannot_be_say_why(small: weights.Model, tmp_path: Path, libr
 
 
 @needs_compiler
-def test_a_program_in_c_with_the_bundled_network(build: Build, emulated_path: Path, tmp_path: Path) -> None:
+def test_a_program_in_c(build: Build, emulated_path: Path, small: weights.Model, tmp_path: Path) -> None:
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler
     words = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic", build.paths[0], LIBRARY / "tests" / "interface.c"]
     words += ["-L", emulated_path.parent, "-lsrgan_fast", f"-Wl,-rpath,{emulated_path.parent}"]
     program_file = tmp_path / "interface"
     in_parallel([[compiler, *map(str, words), "-o", str(program_file)]])
-    bundled = ROOT / "srgan_fast" / "data" / "srresnet_x4.safetensors"
-    result = subprocess.run([program_file, bundled, tmp_path], capture_output=True, text=True)
+    result = subprocess.run([program_file, tmp_path / "network.safetensors", tmp_path], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout == ""  # it says there why it has no network
+
+
+@needs_compiler
+def test_the_examples_in_the_documents_are_code(build: Build, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "c.md").read_text()
+    (code,) = re.findall(r"^```c\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "example.c").write_text(code)
+    # What the example takes from CUDA, as far as a compiler has to know it.
+    (tmp_path / "cuda_runtime_api.h").write_text(
+        "#include <stddef.h>\ntypedef struct stream* cudaStream_t;\nint cudaMalloc(void** out, size_t bytes);\n"
+        "int cudaFree(void* memory);\n"
+    )
+    words = [str(COMPILER), "-x", "c", "-std=c99", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", f"-I{tmp_path}"]
+    in_parallel([[*words, build.paths[0], str(tmp_path / "example.c")]])
+    (lines,) = re.findall(r"^```cmake\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    example = (ROOT / "examples" / "c" / "CMakeLists.txt").read_text()
+    assert all(line in example for line in lines.splitlines())
 
 
 @needs_compiler
@@ -422,7 +438,9 @@ def test_networks_of_others_are_refused_with_the_reason(tmp_path: Path, library:
     [
         ("head/sm90.cu", "const float v = sum + bias[half];", "const float v = sum;", "head"),
         ("conv3x3/sm90.cu", "v[0] += low;", "v[0] -= low;", "conv3x3 with a residual"),
-        ("include/conv3x3.cuh", "work.reversed ? work.tiles - 1 - i : i", "work.reversed ? i : i + 1", "conv3x3"),
+        ("include/conv3x3.cuh", "work.reversed ? work.tiles - 1 - i : i", "work.reversed ? 0 : i", "conv3x3"),
+        # Kernels are checked on tiles in reverse; the other order is the whole network's part.
+        ("include/conv3x3.cuh", "work.reversed ? work.tiles - 1 - i : i", "work.reversed ? i : 0", "whole network"),
         ("tail/sm90.cu", "v[o] = p.bias[o];", "v[o] = 0;", "tail"),
     ],
 )
@@ -433,7 +451,7 @@ def test_a_wrong_kernel_is_refused_with_its_figure(
     broken = Library(Build(tmp_path / "build", {file: (old, new)}).emulated(host, machine))
     status, network = broken.create(tmp_path / "network.safetensors")
     assert (status, network.value) == (FAILED_CHECK, None)
-    assert f"{named}" in broken.said
+    assert f"this GPU's {named}" in broken.said
     assert "off by" in broken.said
 
 
