@@ -190,7 +190,7 @@ def test_weights_are_packed_once_and_again_after_they_change() -> None:
     known = len(hopper._packed)
     del weight
     gc.collect()
-    assert len(hopper._packed) == known - 1
+    assert len(hopper._packed) < known
 
 
 def test_a_written_inference_tensor_is_never_taken_for_what_it_was() -> None:

@@ -25,7 +25,7 @@ RESULTS = hopper.ELEMENT | {torch.uint8: "unsigned char", torch.uint16: "unsigne
 class ColumnsParameters(ctypes.Structure):
     """TailColumnsParameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("sums", hopper.Map),
@@ -33,7 +33,6 @@ class ColumnsParameters(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 48),
     )
 
 
