@@ -41,7 +41,6 @@ class Parameters(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 64),
     )
 
 

@@ -174,8 +174,9 @@ class FusedBackend:
             self._ready.clear()  # the next ones are captured with other tiles
             if said:
                 raise BackendUnavailable(
-                    f"backend fused disagrees with eager on this device ({way}, {tiles} tiles, {self.precision}:"
-                    f" {said}); take eager, and report it with srgan-fast check --report"
+                    "backend fused disagrees with eager on this device"
+                    f" ({way}, {tiles} tiles, {self.precision}: {said});"
+                    " take eager, and report it with srgan-fast check --report"
                 )
             outcomes.append(outcome)
         return tuple(outcomes)
