@@ -34,8 +34,8 @@ Kernel kernel_of(int rows, int shared_bytes) {
 
 template <Layout LAYOUT, int ROWS, bool RESIDUAL>
 Kernel conv_kernel() {
-  return kernel_of<conv3x3<Half, LAYOUT, ROWS, !RESIDUAL, RESIDUAL>>(
-      ROWS, Conv3x3Tile<LAYOUT, ROWS, 128, 128>::kSharedBytes);
+  return kernel_of<conv3x3<Half, LAYOUT, ROWS, !RESIDUAL, RESIDUAL>>(ROWS,
+                                                                     Conv3x3Tile<LAYOUT, ROWS, 128, 128>::kSharedBytes);
 }
 
 // As tests/emulated.py packs a tensor map for the emulator.
