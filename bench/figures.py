@@ -7,13 +7,25 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-# What a user would otherwise take on a GPU: every implementation is held against these where they ran beside it.
-_RIVALS = ("channels_last", "compile")
+# Implementations (in one dtype, or any) that every other one is held against where they ran beside it: what a user
+# would otherwise take, and this project's own without what is new. In figures as `speedup_vs_` and the first name.
+_RIVALS: dict[str, dict[str, tuple[str, str | None]]] = {
+    "frame": {
+        "channels_last": ("channels_last", None),
+        "compile": ("compile", None),
+        "triton": ("fused-triton", None),
+        "fused_fp16": ("fused", "fp16"),
+    },
+    "kernel": {"triton": ("triton", None), "cudnn": ("cudnn", None)},
+    "train": {},
+}
 
 
 def ceiling_figures(one: Record) -> dict[str, float]:
-    """TFLOP/s of a product, or GB/s of a copy."""
+    """TFLOP/s of products, GB/s of copies, or microseconds of a launch."""
     p50 = one["latency_ms"]["p50"]
+    if "launches" in one:
+        return {"us_a_launch": p50 * 1e3 / one["launches"]}
     return {"tflops": one["flops"] / p50 / 1e9} if "flops" in one else {"gb_per_s": one["bytes"] / p50 / 1e6}
 
 
@@ -36,10 +48,14 @@ def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Reco
         found["fps"] = one["shape"]["n"] * 1e3 / p50
     if one["suite"] == "train":
         found["steps_per_s"] = 1e3 / p50
-    for rival in _RIVALS:
-        other = next((other for other in others if other["impl"] == rival), None)
-        if other is not None and one["impl"] != rival and other["quality"]["gate"] == "pass":
-            found[f"speedup_vs_{rival}"] = other["latency_ms"]["p50"] / p50
+    for name, (impl, dtype) in _RIVALS[one["suite"]].items():
+
+        def is_rival(other: Record, impl: str = impl, dtype: str | None = dtype) -> bool:
+            return other["impl"] == impl and dtype in (None, other["dtype"])
+
+        rival = next((other for other in others if is_rival(other)), None)
+        if rival is not None and not is_rival(one) and rival["quality"]["gate"] == "pass":
+            found[f"speedup_vs_{name}"] = rival["latency_ms"]["p50"] / p50
     best: dict[str, float] = {}
     for each in ceilings:
         best |= ceiling_figures(each)
@@ -61,6 +77,11 @@ def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
         found["failed"] = sum(not passed for passed in raw["outcomes"].values())
     if "host_syncs" in raw:
         found["host_syncs"] = len(raw["host_syncs"])
+    if "first_use_s" in raw:
+        found["compile_s"] = raw["first_use_s"]["empty cache"] - raw["first_use_s"]["full cache"]
+    if "p50_ms" in raw:
+        # Of what was timed side by side, where the fast one comes off worst.
+        found["least_speedup"] = min(sides["other"] / sides["fast"] for sides in raw["p50_ms"].values())
     if "held_bytes" in raw:
         found["growth_bytes"] = raw["held_bytes"][-1] - raw["held_bytes"][0]
     return found

@@ -28,6 +28,7 @@ from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
 from srgan_fast.community import bounds
 from srgan_fast.errors import BackendUnavailable, SRGANFastError, UsageError
+from srgan_fast.kernels import hopper, only
 from srgan_fast.kernels.parity import GATES
 from srgan_fast.upscaler import Upscaler, resolved
 from srgan_fast.weights import Model, load
@@ -135,6 +136,9 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
         if isinstance(entry.probe(device), Ok):
             for precision in precisions:
                 found[backend, precision] = _maker(model, frames, backend, device, precision)
+    if ("fused", "fp16") in found and hopper.why_not(torch.device(device)) is None:
+        # What the kernels for sm_90a bring.
+        found["fused-triton", "fp16"] = _without_sm90(_maker(model, frames, "fused", device, "fp16"))
     for name in with_peers:
         peer = peers.available(name)
         found[name, peer.precision(device)] = _peer_maker(peer, model, frames, device)
@@ -228,6 +232,21 @@ def _maker(model: Model, frames: Tensor, backend: str, device: str, precision: s
         return lambda: upscaler(frames, layout="NHWC")
 
     return make
+
+
+def _without_sm90(make: Callable[[], Run]) -> Callable[[], Run]:
+    def make_so() -> Run:
+        with only("triton"):
+            run = make()
+
+        def call() -> Tensor:
+            # The first one captures the graph.
+            with only("triton"):
+                return run()
+
+        return call
+
+    return make_so
 
 
 def _peer_maker(peer: peers.Peer, model: Model, frames: Tensor, device: str) -> Callable[[], Run]:

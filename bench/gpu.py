@@ -30,7 +30,7 @@ import torch
 
 from srgan_fast.bench import parts
 from srgan_fast.bench.record import ROOT, RUN, environment, record, write_stamp
-from srgan_fast.bench.table import Table, ceiling_line, speed_tables
+from srgan_fast.bench.table import Table, ceiling_line, rates_table, speed_tables, winners_table
 from srgan_fast.errors import BackendUnavailable, InputError, Interrupted, OutputError, SRGANFastError, UsageError
 
 RESULTS = ROOT / "bench" / "results"
@@ -123,6 +123,20 @@ def summary(table: ModuleType, records: Iterable[Record]) -> str:
     return Table("make gpu", ("part", "s", "outcome"), rows).text()
 
 
+def winners(records: Iterable[Record]) -> str:
+    """Which implementation of an op won at each shape, and which ones the network took where it was first used."""
+    known = list(records)
+    text, table = "", winners_table(known)
+    if table.rows:
+        text += table.text() + "\n"
+    choices: dict[str, str] = {}
+    for one in known:
+        choices |= one["raw"].get("choices", {}) if one["suite"] == "parts" else {}
+    if choices:
+        text += Table("taken by the network", ("call", "by"), sorted(choices.items())).text() + "\n"
+    return text
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, run, report; 1 if a part failed."""
     asked = _parsed(arguments)
@@ -167,7 +181,10 @@ def _whole_run(asked: argparse.Namespace) -> int:
     print()
     for speeds, first in speed_tables(records):
         print(speeds.text() + ceiling_line(one for one in records if one["run"] == first["run"]))
-    print(summary(table, records))
+    rates = [one for one in records if one["suite"] == "rates"]
+    if rates:
+        print(rates_table(rates).text())
+    print(winners(records) + summary(table, records))
     if any(one["outcome"] == _STOPPED for one in outcomes):
         return Interrupted.exit_code
     last = {one["name"]: one["quality"]["gate"] for one in records if one["suite"] == "gpu"}

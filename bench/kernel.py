@@ -1,27 +1,42 @@
-"""How fast each op is by what its `run` chooses, against its plain PyTorch reference, and how far from it."""
+"""How fast each op is by each of its implementations and by what `run` chooses, and how far from its reference.
+
+The reference is plain PyTorch. Where cuDNN has the convolution of an op, a row of its own has that alone, without bias,
+PReLU, residual and shuffle, which it would need further passes for.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
-from importlib import import_module
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from srgan_fast import kernels
 from srgan_fast.bench import ceiling
-from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, synchronise
+from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
-from srgan_fast.bench.timer import calls_for, interleave
-from srgan_fast.kernels.parity import Op, check_case
+from srgan_fast.bench.timer import calls_for, captured, interleave
+from srgan_fast.kernels import hopper
+from srgan_fast.kernels.parity import Op, Report, check_case
 
 SIZES = ((64, 64), (480, 270), (960, 540))
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Calls in one captured graph: the host launches once for all of them, so that its own pace is not what is measured.
+# Calls in one captured graph.
 _IN_A_GRAPH = 20
+
+# Ops whose convolution cuDNN has too.
+_BARE = ("conv3x3", "conv3x3_shuffle")
+
+_log = logging.getLogger(__name__)
 
 
 class TimedOp(Op, Protocol):
@@ -38,8 +53,8 @@ class TimedOp(Op, Protocol):
 
 def all_ops() -> dict[str, TimedOp]:
     """Every op by its name."""
-    registry: Any = import_module("srgan_fast.kernels")
-    return {name: registry.load(name) for name in registry.OPS}
+    ops: dict[str, Any] = {name: kernels.load(name) for name in kernels.OPS}
+    return ops
 
 
 def measure(
@@ -57,18 +72,23 @@ def measure(
     return found
 
 
+@dataclass(frozen=True)
+class _Side:
+    """One way to do an op: the call, how far its result is from the reference, and who did the work."""
+
+    run: Callable[[], object]
+    report: Report
+    chosen: str
+
+
 def _measured(
     name: str, op: TimedOp, arguments: dict[str, Any], fields: dict[str, Any], runs: int, device: str
 ) -> list[dict[str, Any]]:
-    report = check_case(op, arguments, DTYPES[fields["dtype"]])
-    quality = {
-        "gate": "pass" if report.passed else "fail",
-        **{key: getattr(report, key) for key in ("max_error", "max_allowed", "rms_error", "rms_allowed")},
-    }
-    sides = {"reference": lambda: op.reference(**arguments), "run": lambda: op.run(**arguments)}
+    sides = _sides(name, op, arguments, DTYPES[fields["dtype"]], device)
     with float32(device), torch.inference_mode():
-        peaks = {impl: peak_bytes(run, device, rest_bytes(device)) for impl, run in sides.items()}
-        timed = {impl: _captured(run) for impl, run in sides.items()} if is_cuda(device) else sides
+        plain = {impl: side.run for impl, side in sides.items()}
+        peaks = {impl: peak_bytes(run, device, rest_bytes(device)) for impl, run in plain.items()}
+        timed = {impl: captured(run, _IN_A_GRAPH) for impl, run in plain.items()} if is_cuda(device) else plain
         calls = {impl: calls_for(run, device) for impl, run in timed.items()}
         samples = interleave(timed, runs, device=device, calls=calls, events=is_cuda(device))
     inside = _IN_A_GRAPH if is_cuda(device) else 1
@@ -78,14 +98,14 @@ def _measured(
             "suite": "kernel",
             "impl": impl,
             **fields,
+            "chosen": sides[impl].chosen,
             "device": torch.device(device).type,
             "latency_ms": latency([ms / inside for ms in values]),
             "timing": {"clock": clock, "calls": calls[impl] * inside, "l2": "not flushed"},
             "peak_bytes": peaks[impl],
             "flops": op.flops(**arguments),
             "bytes": op.bytes_moved(**arguments),
-            # The reference is held to the same rule, which it passes by definition: it is the measure.
-            "quality": quality if impl == "run" else {**quality, "gate": "pass"},
+            "quality": _quality(sides[impl].report),
         }
         for impl, values in samples.items()
     ]
@@ -97,21 +117,46 @@ def _measured(
     return found
 
 
-def _captured(run: Callable[[], object]) -> Callable[[], object]:
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(_IN_A_GRAPH):
-            run()
-    graph.replay()
-    synchronise("cuda")
-    return graph.replay
+def _quality(report: Report) -> dict[str, Any]:
+    errors = {key: getattr(report, key) for key in ("max_error", "max_allowed", "rms_error", "rms_allowed")}
+    return {"gate": "pass" if report.passed else "fail", **errors}
 
 
-def _device(arguments: dict[str, Any]) -> torch.device:
-    return next(value.device for value in arguments.values() if isinstance(value, Tensor))
+def _sides(name: str, op: TimedOp, arguments: dict[str, Any], dtype: torch.dtype, device: str) -> dict[str, _Side]:
+    """The reference, each other implementation that takes this call here, what `run` chooses, and cuDNN."""
+    where = torch.device(device)
+    ways = [impl for impl, reason in kernels.implementations(name, where).items() if reason is None]
+    ways.remove("reference")
+    found = {}
+    for impl in [*ways, "run"]:
+        call = partial(op.run, **arguments) if impl == "run" else partial(_by, impl, op, arguments)
+        before = hopper.calls(where)
+        with kernels.only(impl) if impl != "run" else nullcontext():
+            report = check_case(op, arguments, dtype)
+        by_sm90 = hopper.calls(where) > before
+        if impl == "sm90" and not by_sm90:
+            _log.warning("%s: no row of sm90: %s", name, "; ".join(hopper.failures(where)) or "it does not cover this")
+            continue
+        others = [way for way in ways if way != "sm90"]
+        found[impl] = _Side(call, report, "sm90" if by_sm90 else (others or ["reference"])[0])
+    # The reference is held to the same rule, which it passes by definition: it is the measure.
+    reference = _Side(partial(op.reference, **arguments), replace(found["run"].report, passed=True), "reference")
+    return {"reference": reference, **found} | (
+        {"cudnn": _bare(arguments)} if is_cuda(device) and name in _BARE else {}
+    )
+
+
+def _by(impl: str, op: TimedOp, arguments: dict[str, Any]) -> Tensor:
+    with kernels.only(impl):
+        return op.run(**arguments)
+
+
+def _bare(arguments: dict[str, Any]) -> _Side:
+    """The convolution alone, by PyTorch as it is tuned: channels last, the library's choice by trial."""
+    x, weight = arguments["x"], arguments["weight"]
+    kernel = weight.view(3, 3, x.shape[-1], -1).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+    call = partial(functional.conv2d, x.permute(0, 3, 1, 2), kernel, padding=1)
+    alone = {"x": x, "weight": weight, "bias": torch.zeros(weight.shape[-1], device=x.device)}
+    with torch.inference_mode():
+        report = hopper.compare_by(kernels.load("conv3x3").reference, alone, call().permute(0, 2, 3, 1))
+    return _Side(call, report, "cudnn")

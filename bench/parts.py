@@ -8,15 +8,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from srgan_fast.errors import ParityError, SRGANFastError
-
-if TYPE_CHECKING:
-    from srgan_fast.kernels.parity import Op
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -29,6 +27,8 @@ _MANY_PIXELS, _FEW_RUNS = 1_000_000, 5
 _FLAT_FRAMES = 1000
 # One pixel, odd sizes, and two of those that are timed.
 _GRAPH_SIZES = ((1, 1), (33, 17), (64, 64), (480, 270))
+# Height, width and frames of what ops are held on beside their own cases: one pixel, ragged and several, a large one.
+_HELD_SHAPES = ((1, 1, 1), (17, 33, 3), (270, 480, 1))
 
 
 class NotHere(SRGANFastError):
@@ -90,44 +90,48 @@ def outcomes_of(report: Path) -> tuple[dict[str, bool], list[str]]:
     return outcomes, skipped
 
 
-def op_parity(emit: Emit) -> None:
-    """Every op in every precision on each of its cases, as a table by op."""
+def probe(emit: Emit) -> None:
+    """The layouts that this GPU reads rightly, the checks of its kernels, and what the first use of a network takes."""
+    from srgan_fast.bench import probe
+
+    _needs_hopper()
+    with tempfile.TemporaryDirectory() as folder:
+        raw = probe.measure(MODEL, DEVICE, [_TO_1080P, _TO_4K], Path(folder))
+    print(f"layout {raw['layout']}, wrong values {raw['wrong_values']}, NVRTC {raw['nvrtc']}", flush=True)
+    print(f"first use {raw['first_use_s']} s, {len(raw['outcomes'])} kernels checked", flush=True)
+    for said in raw["failures"]:
+        print(said, flush=True)
+    _check(emit, "probe", raw, passed=raw["layout"] is not None)
+
+
+def parity_by(implementation: str) -> Callable[[Emit], None]:
+    """A part that holds each op by one implementation, in every precision, on its cases and as frames need it."""
+
+    def run(emit: Emit) -> None:
+        import torch
+
+        from srgan_fast.bench.held import held
+        from srgan_fast.bench.kernel import all_ops
+
+        if implementation == "sm90":
+            _needs_hopper()
+        architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        outcomes, left = held(all_ops(), DEVICE, implementation, _HELD_SHAPES)
+        _check(
+            emit, f"op_parity_{implementation}", {"outcomes": outcomes, "skipped": left, "architecture": architecture}
+        )
+
+    return run
+
+
+def _needs_hopper() -> None:
     import torch
 
-    from srgan_fast.bench.kernel import all_ops
+    from srgan_fast.kernels import hopper
 
-    architecture = "sm_{}{}".format(*torch.cuda.get_device_capability())
-    outcomes = held(all_ops(), DEVICE)
-    _check(emit, "op_parity", {"outcomes": outcomes, "architecture": architecture})
-
-
-def held(ops: Mapping[str, Op], device: str) -> dict[str, bool]:
-    """Whether each op holds on each case in each precision; prints how close, by op."""
-    from srgan_fast.bench.kernel import DTYPES
-    from srgan_fast.bench.table import Table
-    from srgan_fast.kernels.parity import check_case
-
-    outcomes: dict[str, bool] = {}
-    rows = []
-    for name, op in ops.items():
-        for precision, dtype in DTYPES.items():
-            passed, closest = [], 0.0
-            for case in op.CASES:
-                key = f"{name} {precision}: {case.name}"
-                try:
-                    report = check_case(op, case.inputs(device, dtype), dtype, case.floor)
-                except Exception as error:  # whatever a kernel meets, the other cases are still of interest
-                    print(f"{key}: {type(error).__name__}: {error}", flush=True)
-                    outcomes[key] = False
-                else:
-                    outcomes[key] = report.passed
-                    closest = max(closest, report.max_error / max(report.max_allowed, 1e-30))
-                    if not report.passed:
-                        print(f"{key}: {report}", flush=True)
-                passed.append(outcomes[key])
-            rows.append((f"{name} {precision}", f"{sum(passed)} of {len(passed)}", f"{closest:.0%}"))
-    print(Table("ops against their references", ("op", "cases passed", "error of allowed"), rows).text())
-    return outcomes
+    reason = hopper.why_not(torch.device(DEVICE))
+    if reason is not None:
+        raise NotHere(f"kernels for sm_90a do not run here: {reason[0]}")
 
 
 def graph(emit: Emit) -> None:
@@ -198,18 +202,25 @@ def memory_flat(emit: Emit) -> None:
     _check(emit, "memory_flat", {"held_bytes": held_bytes}, passed=held_bytes[-1] <= held_bytes[0])
 
 
-def sanitizer(emit: Emit) -> None:
-    """Every op once under compute-sanitizer, for stray accesses and for races in shared memory."""
-    program = shutil.which("compute-sanitizer")
-    if program is None:
-        raise NotHere("compute-sanitizer is not found")
-    # Without PyTorch's cache of memory each tensor is an allocation, whose end the tool knows.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    outcomes = {}
-    for tool in ("memcheck", "racecheck"):
-        command = [program, "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", __name__]
-        outcomes[tool] = subprocess.run(command, env=environment, check=False).returncode == 0
-    _check(emit, "sanitizer", {"outcomes": outcomes})
+def sanitized(implementation: str) -> Callable[[Emit], None]:
+    """A part that runs ops by one implementation under compute-sanitizer: stray accesses, races in shared memory."""
+
+    def run(emit: Emit) -> None:
+        program = shutil.which("compute-sanitizer")
+        if program is None:
+            raise NotHere("compute-sanitizer is not found")
+        if implementation == "sm90":
+            _needs_hopper()
+        # Without PyTorch's cache of memory each tensor is an allocation, whose end the tool knows.
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        outcomes = {}
+        for tool in ("memcheck", "racecheck"):
+            watched = [sys.executable, "-m", __name__, implementation]
+            command = [program, "--tool", tool, "--error-exitcode", "9", *watched]
+            outcomes[tool] = subprocess.run(command, env=environment, check=False).returncode == 0
+        _check(emit, f"sanitizer_{implementation}", {"outcomes": outcomes})
+
+    return run
 
 
 def _check(emit: Emit, name: str, raw: dict[str, Any], *, passed: bool = True) -> None:
@@ -237,6 +248,27 @@ def ceilings(emit: Emit) -> None:
     for one in ceiling.measure(DEVICE):
         emit(one)
         print(one["name"], one["derived"], flush=True)
+
+
+def ceilings_and_rates(emit: Emit) -> None:
+    """What this GPU can do at best, and what it gives to kernels like ours."""
+    import torch
+
+    from srgan_fast.bench import rates
+    from srgan_fast.bench.table import rates_table
+    from srgan_fast.kernels import hopper
+
+    ceilings(emit)
+    reason = hopper.why_not(torch.device(DEVICE))
+    if reason is not None:
+        print(f"no rates: {reason[0]}", flush=True)
+        return
+    found = rates.measure(DEVICE)
+    for one in found:
+        emit(one)
+    print(rates_table(found).text(), flush=True)
+    red = [f"{one['name']} {one['case']}" for one in found if one["quality"]["gate"] != "pass"]
+    _settle(red, [])
 
 
 def frames(sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, compiled: bool = False) -> Any:
@@ -268,20 +300,40 @@ def frames(sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, c
 
 
 def kernels(emit: Emit) -> None:
-    """Each op against its reference."""
+    """Each op by each implementation, and whether what `run` chooses is anywhere slower than the portable one."""
     import torch
 
     from srgan_fast.bench import kernel
+    from srgan_fast.bench.held import compile_ahead
+    from srgan_fast.bench.table import shape_of
+    from srgan_fast.kernels import ON_HOPPER
 
     ceilings(emit)
-    red, unfit = [], []
-    for name, op in kernel.all_ops().items():
+    ops = kernel.all_ops()
+    makers = [(op, case) for name, op in ops.items() if name in ON_HOPPER for case in op.BENCH_CASES.values()]
+    shapes = [(height, width, 1, DEVICE, torch.float16) for width, height in kernel.SIZES]
+    compile_ahead(DEVICE, ((op, partial(make, *shape)) for op, make in makers for shape in shapes))
+    red: list[str] = []
+    unfit: list[str] = []
+    pairs: dict[str, dict[str, float]] = {}
+    for name, op in ops.items():
         for width, height in kernel.SIZES:
             try:
-                red += emitted(emit, kernel.measure({name: op}, height, width, _RUNS, DEVICE))
+                found = kernel.measure({name: op}, height, width, _RUNS, DEVICE)
             except torch.OutOfMemoryError:
                 unfit.append(f"{name} {width}x{height}")
+                torch.cuda.empty_cache()
+                continue
+            red += emitted(emit, found)
+            p50_ms = {(shape_of(one), one["impl"]): one["latency_ms"]["p50"] for one in found}
+            pairs |= {
+                what: {"fast": p50_ms[what, "run"], "other": p50_ms[what, "triton"]}
+                for what, impl in p50_ms
+                if impl == "sm90" and (what, "triton") in p50_ms
+            }
             torch.cuda.empty_cache()
+    if pairs:
+        _check(emit, "sm90_never_slower", {"p50_ms": pairs})
     _settle(red, unfit)
 
 
@@ -323,37 +375,50 @@ _BATCHED = (_SMALL, *_OTHERS[:3], _TO_1080P, _TO_4K)
 _WEIGHTS = ("safetensors",)
 
 PARTS = (
-    Part("parity", parity, 90, ("pytest", "triton")),
-    Part("op_parity", op_parity, 60, ("triton",)),
-    Part("ceilings", ceilings, 15),
-    Part("frame_480x270", frames([_TO_1080P]), 30, _WEIGHTS),
-    Part("frame_960x540", frames([_TO_4K]), 35, _WEIGHTS),
+    Part("probe", probe, 60, ("triton", *_WEIGHTS)),
+    Part("op_parity_sm90", parity_by("sm90"), 45, ("triton",)),
+    Part("ceilings", ceilings_and_rates, 25),
+    Part("frame_480x270", frames([_TO_1080P]), 35, _WEIGHTS),
+    Part("frame_960x540", frames([_TO_4K]), 40, _WEIGHTS),
+    Part("kernels", kernels, 75, ("triton",)),
     Part("compile_480x270", frames([_TO_1080P], compiled=True), 90, ("triton", *_WEIGHTS)),
-    Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
+    Part("sanitizer_sm90", sanitized("sm90"), 60, ("triton",)),
     Part("graph", graph, 30, ("triton", *_WEIGHTS)),
+    Part("parity", parity, 90, ("pytest", "triton")),
+    Part("op_parity_triton", parity_by("triton"), 60, ("triton",)),
     Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
+    Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
     Part("frame_64x64", frames([_SMALL]), 20, _WEIGHTS),
-    Part("kernels", kernels, 60, ("triton",)),
     Part("compile_64x64", frames([_SMALL], compiled=True), 80, ("triton", *_WEIGHTS)),
     Part("sizes", frames(_OTHERS), 60, _WEIGHTS),
     Part("batches", frames(_BATCHED, (4, 8)), 120, _WEIGHTS),
     Part("train", training, 60),
-    Part("sanitizer", sanitizer, 120, ("triton",)),
+    Part("sanitizer_triton", sanitized("triton"), 120, ("triton",)),
 )
 
 
-def _each_op_once() -> None:
-    """What compute-sanitizer watches."""
+def _each_op_once(implementation: str) -> None:
+    """What compute-sanitizer watches; by sm90 a few small shapes, as its checks of kernels are watched too."""
     import torch
 
     from srgan_fast.bench.device import synchronise
     from srgan_fast.bench.kernel import all_ops
+    from srgan_fast.kernels import ON_HOPPER, hopper, only
 
-    for op in all_ops().values():
-        for case in op.CASES:
-            op.run(**case.inputs(DEVICE, torch.float16))
+    with only(implementation):
+        for name, op in all_ops().items():
+            if implementation == "sm90":
+                makers = op.BENCH_CASES.values() if name in ON_HOPPER else ()
+                calls = [make(9, 19, 2, DEVICE, torch.float16) for make in makers]
+            else:
+                calls = [case.inputs(DEVICE, torch.float16) for case in op.CASES]
+            for arguments in calls:
+                op.run(**arguments)
     synchronise(DEVICE)
+    if implementation == "sm90" and (failures := hopper.failures(torch.device(DEVICE))):
+        # Triton ran in its place, and nothing was watched.
+        raise ParityError(failures[0])
 
 
 if __name__ == "__main__":
-    _each_op_once()
+    _each_op_once(sys.argv[1])

@@ -10,6 +10,7 @@ Record = dict[str, Any]
 SPEED_SUITES = ("frame", "kernel", "train")
 
 _NONE = "-"
+_WAYS = ("sm90", "triton", "cudnn", "reference")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,40 @@ def ceiling_line(records: Iterable[Record]) -> str:
     return f"ceilings measured in this run: {tflops:.3g} TFLOP/s (matrix product), {rate:.4g} GB/s (copy)\n"
 
 
+def rates_table(records: Iterable[Record]) -> Table:
+    """What kernels like this project's may reach on a Hopper GPU."""
+    units = {"tflops": "TFLOP/s", "gb_per_s": "GB/s", "us_a_launch": "us a launch"}
+    rows = []
+    for one in records:
+        figure = next((f"{value:.4g} {units[key]}" for key, value in one["derived"].items()), "gate failed")
+        rows.append((f"{one['name']} {one['case']}", one["dtype"], figure))
+    return Table("rates of kernels like ours", ("rate", "dtype", "measured"), rows)
+
+
+def winners_table(records: Iterable[Record]) -> Table:
+    """Which implementation of an op was the fastest at each shape, by the last run of it, and which one `run` takes."""
+    groups: dict[str, dict[str, Record]] = {}
+    for rows in timed_together(records):
+        if rows[0]["suite"] == "kernel":
+            groups[shape_of(rows[0])] = {one["impl"]: one for one in rows if one["quality"]["gate"] == "pass"}
+    lines = []
+    for what, sides in groups.items():
+        mine = {impl: one for impl, one in sides.items() if impl not in ("run", "cudnn")}
+        if not mine:
+            continue
+        won = min(mine.values(), key=lambda one: one["latency_ms"]["p50"])
+        times = [_ms(sides[impl]["latency_ms"]["p50"]) if impl in sides else _NONE for impl in _WAYS]
+        over = sides["sm90"]["derived"].get("speedup_vs_triton") if "sm90" in sides else None
+        took = sides["run"].get("chosen", _NONE) if "run" in sides else _NONE
+        fraction = won["derived"].get("matmul_fraction")
+        last = [_NONE if over is None else f"{over:.2f}", f"{won['derived']['tflops']:.3g}"]
+        last.append(_NONE if fraction is None else f"{fraction:.0%}")
+        lines.append((what, won["impl"], took, *times, *last))
+    ways = (f"{impl} ms" for impl in _WAYS)
+    columns = ("op and shape", "fastest", "run takes", *ways, "sm90 x triton", "TFLOP/s", "of ceiling")
+    return Table("the fastest implementation of an op at each shape (cudnn: the convolution alone)", columns, lines)
+
+
 def memory_table(records: list[Record]) -> Table:
     """Peaks against their plans."""
     rows = []
@@ -119,6 +154,9 @@ def _speed_table(rows: list[Record], with_ids: bool) -> Table:
         for title, key, form in (
             ("x channels_last fp16", "speedup_vs_channels_last", "{:.2f}"),
             ("x torch.compile", "speedup_vs_compile", "{:.2f}"),
+            ("x fused fp16", "speedup_vs_fused_fp16", "{:.2f}"),
+            ("x triton", "speedup_vs_triton", "{:.2f}"),
+            ("x cuDNN, bare", "speedup_vs_cudnn", "{:.2f}"),
             ("TFLOP/s", "tflops", "{:.3g}"),
             ("of ceiling", "matmul_fraction", "{:.0%}"),
         )

@@ -223,18 +223,25 @@ class Gpu:
         return bytes(memory)
 
     def launch(
-        self, kernel: Loaded, grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, *, what: str = ""
+        self,
+        kernel: Loaded,
+        grid: tuple[int, int, int],
+        threads: int,
+        parameters: ctypes.Structure,
+        *,
+        what: str = "",
+        overlap: bool = True,
     ) -> None:
-        """Put a kernel into torch's current stream; it may start as the kernel before it ends.
+        """Put a kernel into torch's current stream; with `overlap` it may start as the kernel before it ends.
 
         Raises:  DriverError that names `what`, and says so if the fault is that of a kernel launched before
         """
         # The driver copies the parameters before it returns, and takes them as the kernel will see them: aligned.
         memory = aligned(ctypes.sizeof(parameters))
         ctypes.memmove(memory, ctypes.byref(parameters), ctypes.sizeof(parameters))
-        overlap = LaunchAttribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
+        early = LaunchAttribute(id=_PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
         stream = torch.cuda.current_stream(self.device).cuda_stream
-        config = LaunchConfig(*grid, threads, 1, 1, kernel.shared_bytes, stream, ctypes.pointer(overlap), 1)
+        config = LaunchConfig(*grid, threads, 1, 1, kernel.shared_bytes, stream, ctypes.pointer(early), int(overlap))
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(memory))
         what = f"{what or 'a kernel'} (grid {grid}, {threads} threads, {kernel.shared_bytes} bytes of shared memory)"
         with self._current(what):

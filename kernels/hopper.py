@@ -79,9 +79,16 @@ class Runtime(Protocol):
         """
 
     def launch(
-        self, kernel: Any, grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, *, what: str = ""
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        threads: int,
+        parameters: ctypes.Structure,
+        *,
+        what: str = "",
+        overlap: bool = True,
     ) -> None:
-        """Put a kernel into torch's current stream; it may start as the kernel before it ends."""
+        """Put a kernel into torch's current stream; with `overlap` it may start as the kernel before it ends."""
 
     def check(self, what: str) -> None:
         """Wait for the current stream.
@@ -159,6 +166,7 @@ class _Memory:
     trusted: dict[Specialisation, str | None] = field(default_factory=dict)
     slower: dict[str, bool] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    calls: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -200,6 +208,7 @@ def take(offer: Offer | str, rival: Callable[[Tensor], object], out: Tensor) -> 
             return False
         first = offer.what not in memory.seen
         memory.seen.add(offer.what)
+        memory.calls += 1
     offer.call(out)
     if first:
         # Once for each shape, so that what fails has a name; later an error shows wherever the host waits next.
@@ -261,10 +270,22 @@ def _failure(runtime: Runtime, kernel: Kernel) -> str | None:
     return None if report.passed else f"{kernel.source.expression} disagrees with the reference: {report}"
 
 
+def checks(device: torch.device) -> dict[str, str | None]:
+    """Each kernel that was asked for on a device in this process so far: what its check found wrong, or None."""
+    runtime = runtime_for(device)
+    trusted = {} if runtime is None else _memory(runtime).trusted
+    return {f"{source.file}: {source.expression}": said for source, said in trusted.items()}
+
+
 def failures(device: torch.device) -> list[str]:
     """What has failed its check on a device in this process so far."""
+    return [said for said in checks(device).values() if said]
+
+
+def calls(device: torch.device) -> int:
+    """How many calls of ops were done by kernels for sm_90a on a device in this process so far."""
     runtime = runtime_for(device)
-    return [] if runtime is None else [said for said in _memory(runtime).trusted.values() if said]
+    return 0 if runtime is None else _memory(runtime).calls
 
 
 def choices(device: torch.device) -> dict[str, str]:

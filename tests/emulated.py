@@ -212,6 +212,7 @@ class Emulated:
         parameters: ctypes.Structure,
         *,
         what: str = "",
+        overlap: bool = True,
     ) -> None:
         """Run all blocks, one after another.
 

@@ -19,7 +19,9 @@ from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.conv3x3 import sm90
 from srgan_fast.kernels.conv3x3.sm90 import Layout, Tile, Variant
 from srgan_fast.kernels.conv3x3_int8 import sm90 as int8
+from srgan_fast.kernels.head import sm90 as head
 from srgan_fast.kernels.nvrtc import Specialisation
+from srgan_fast.kernels.tail import sm90 as tail
 
 # What 384 threads leave each when a block has all 65536 registers of a multiprocessor.
 MOST_REGISTERS = 168
@@ -30,7 +32,7 @@ class Entry:
     """One kernel: what the host says of it, and what is expected of its machine code.
 
     `shared` is a C++ expression of its dynamic shared memory, in the words of its source. `product` is the shape and
-    the types of its HGMMA; `instructions` are counts in the words of `ahead_of_time.Built`.
+    the types of its HGMMA, empty if it has none; `instructions` are counts in the words of `ahead_of_time.Built`.
     """
 
     source: Specialisation
@@ -44,13 +46,17 @@ class Entry:
         return self.source.expression.replace("srgan_fast::", "")
 
 
+def _product(dtype: torch.dtype, pixels: int) -> str:
+    return f"64x{pixels}x16.F32" + (".BF16" if dtype == torch.bfloat16 else "")
+
+
 def _conv3x3(dtype: torch.dtype, tile: Tile, prelu: bool, residual: bool) -> Entry:
     pixels = tile.computed * tile.rows
     return Entry(
         Variant("conv3x3", dtype, tile, prelu, residual).source,
         f"srgan_fast::Conv3x3Tile<srgan_fast::{tile.layout.value}, {tile.rows}, 128, 128>::kSharedBytes",
         tile.shared_bytes,
-        f"64x{pixels}x16.F32" + (".BF16" if dtype == torch.bfloat16 else ""),
+        _product(dtype, pixels),
         {
             "wgmma": 9 * sm90.CHANNELS // 16,
             # Weights in three parts, a halo, or three of them, and a residual.
@@ -117,7 +123,75 @@ PROBE = [
     )
 ]
 
-TABLE = [*CONV3X3, *INT8, *PROBE]
+
+def _head(variant: head.Variant) -> Entry:
+    pixels = head.COLUMNS * variant.rows
+    return Entry(
+        variant.source,
+        f"srgan_fast::HeadTile<{variant.size}, {variant.rows}>::kSharedBytes",
+        variant.shared_bytes,
+        _product(variant.dtype, pixels),
+        {
+            "wgmma": head.steps(variant.size),
+            "tma_load": 1,
+            "tma_store": 1,
+            "matrix_store": pixels // 16,
+            "registers_moved": 0,
+            "spill": 0,
+        },
+    )
+
+
+HEAD = [
+    _head(head.Variant(dtype, frames, size, rows))
+    for size in head.SIZES
+    # The paper's kernel in every height; of the others the first and the last.
+    for rows in (head.HEIGHTS if size == 9 else head.HEIGHTS[:: len(head.HEIGHTS) - 1])
+    for dtype in hopper.ELEMENT
+    for frames in (None, *head.SOURCES)
+]
+
+
+def _columns(tile: tail.Tile, dtype: torch.dtype) -> Entry:
+    pixels = tail.COLUMNS * tile.rows
+    return Entry(
+        tail.Variant(dtype, tile, 1, True, dtype).columns.source,
+        f"srgan_fast::TailTile<{tile.slabs}, {tile.size}, {tile.rows}>::kSharedBytes",
+        tile.shared_bytes,
+        _product(dtype, pixels),
+        {
+            "wgmma": 4 * tile.size,
+            "tma_load": 2,
+            "tma_store": 1,
+            "matrix_store": pixels // 16,
+            "registers_moved": 0,
+            "spill": 0,
+        },
+    )
+
+
+def _sum(size: int, r: int, tanh: bool, result: torch.dtype) -> Entry:
+    kernel = tail.Variant(torch.float16, tail.Tile(1, size, 2), r, tanh, result).sum
+    shared = f"srgan_fast::TailSpan<{size}>::kSharedBytes"
+    return Entry(kernel.source, shared, kernel.shared_bytes, "", {"wgmma": 0, "spill": 0})
+
+
+TAIL = [
+    *(
+        _columns(tail.Tile(slabs, size, rows), dtype)
+        for slabs, size in ((4, 5), (1, 5), (2, 5), (3, 5), (1, 1), (1, 3), (1, 7), (1, 9))
+        for rows in tail.heights(slabs, size)
+        for dtype in hopper.ELEMENT
+    ),
+    *(
+        _sum(size, r, tanh, result)
+        for size, r in ((5, 2), (3, 2), (1, 4), (3, 1), (7, 1), (9, 1))
+        for tanh in (False, True)
+        for result in tail.RESULTS
+    ),
+]
+
+TABLE = [*CONV3X3, *INT8, *PROBE, *HEAD, *TAIL]
 
 
 def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
@@ -131,7 +205,7 @@ def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
     if built.registers > MOST_REGISTERS:
         found.append(f"{built.registers} registers")
     products = set(re.findall(r"\b[HI]GMMA\.([0-9x]+\.(?:F32(?:\.BF16)?|S8\.S8))", said))
-    if products != {entry.product}:
+    if products != ({entry.product} if entry.product else set()):
         found.append(f"products {products}, not {entry.product}")
     for name, count in entry.instructions.items():
         if built.instructions[name] != count:

@@ -18,6 +18,7 @@ import torch
 from srgan_fast.bench import gpu, parts
 from srgan_fast.bench import record as records_module
 from srgan_fast.bench.claims import judge, load_claims, verify
+from srgan_fast.bench.held import held
 from srgan_fast.bench.record import ROOT, content_id, record
 from srgan_fast.errors import InputError, ParityError
 
@@ -199,12 +200,12 @@ def test_a_bare_machine_can_start_it() -> None:
 
 
 def test_the_table_of_parts() -> None:
-    """Parity first, then ceilings, then what the claims are about; all of it fits into a few budgets."""
+    """What a GPU alone can say first, then what the claims are about, within one budget; the rest needs a few."""
     names = [part.name for part in parts.PARTS]
     assert len(set(names)) == len(names)
-    assert names[:3] == ["parity", "op_parity", "ceilings"]
-    assert names.index("frame_960x540") < names.index("graph") < names.index("sizes") < names.index("sanitizer")
-    assert sum(part.seconds for part in parts.PARTS[:4]) < 480
+    assert names[:3] == ["probe", "op_parity_sm90", "ceilings"]
+    assert names.index("frame_960x540") < names.index("graph") < names.index("sizes") < names.index("sanitizer_triton")
+    assert sum(part.seconds for part in parts.PARTS[: names.index("sanitizer_sm90") + 1]) <= 480
 
 
 def test_reports_of_pytest_are_read(tmp_path: Path) -> None:
@@ -238,8 +239,9 @@ class Odd:
 
 
 def test_every_case_of_every_op_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    found = parts.held({"odd": Odd()}, "cpu")  # type: ignore[dict-item]
+    found, left = held({"odd": Odd()}, "cpu", "triton")  # type: ignore[dict-item]
     wanted = {"right": True, "wrong": False, "broken": False}
+    assert left == []
     assert found == {f"odd {p}: {name}": good for p in ("fp32", "fp16", "bf16") for name, good in wanted.items()}
     printed = capsys.readouterr().out
     assert "odd fp32: broken: RuntimeError: an illegal memory access" in printed
@@ -279,7 +281,7 @@ def test_a_profiler_that_sees_nothing_proves_nothing(monkeypatch: pytest.MonkeyP
 def test_the_sanitizer_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts.shutil, "which", lambda name: None)
     with pytest.raises(parts.NotHere, match="compute-sanitizer is not found"):
-        parts.sanitizer(lambda one: None)
+        parts.sanitized("triton")(lambda one: None)
 
 
 # --- the stamp --------------------------------------------------------------------------------------------------

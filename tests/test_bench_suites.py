@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from srgan_fast import kernels
 from srgan_fast.backends.probe import Unavailable
 from srgan_fast.bench import ceiling, frame, kernel, parts, peers, plot, readme, table, train
 from srgan_fast.bench.claims import verify
@@ -80,6 +81,12 @@ def cleaned(records: list[Record]) -> list[Record]:
         one["env"]["dirty"] = False
         one["id"] = content_id(one)
     return found
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The op above as the registry would know it."""
+    monkeypatch.setitem(kernels.OPS, "doubling", __name__)
 
 
 def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,9 +334,9 @@ def test_a_timed_part_fails_with_its_gates(on_a_cpu: list[dict[str, Any]], monke
 def test_checks_of_the_engine(on_a_cpu: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "host_waits", lambda run: [])
     monkeypatch.setattr(parts, "_GRAPH_SIZES", ((3, 2), (1, 1)))
-    for run in (parts.op_parity, parts.graph, parts.memory_flat):
+    for run in (parts.parity_by("triton"), parts.graph, parts.memory_flat):
         run(on_a_cpu.append)
-    assert [one["name"] for one in on_a_cpu] == ["op_parity", "graph", "memory_flat"]
+    assert [one["name"] for one in on_a_cpu] == ["op_parity_triton", "graph", "memory_flat"]
     assert all(one["quality"]["gate"] == "pass" for one in on_a_cpu)
     assert on_a_cpu[0]["raw"]["architecture"] == "sm_90"
     # Buffers that the next call overwrites: both results are then the second frame's.

@@ -224,6 +224,8 @@ def test_a_launch_says_all_and_copies_the_parameters(gpu: Gpu, noting: Noting) -
     assert (said["grid"], said["block"]) == ((3, 4, 1), (384, 1, 1))
     assert (said["shared"], said["stream"], said["function"]) == (1000, STREAM, FUNCTION)
     assert said["attributes"] == [(6, 1)]
+    gpu.launch(kernel, (3, 4, 1), 384, parameters, what="conv3x3", overlap=False)
+    assert noting.launched["attributes"] == []
     assert said["address"] % 64 == 0
     assert said["parameters"] == bytes(parameters)
     assert said["contexts"] == [CONTEXT]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 from collections.abc import Sequence
@@ -43,7 +42,9 @@ class Noting:
     def tensor_map(self, address: int, dtype: torch.dtype, sizes: Any, strides: Any, box: Any, swizzle: int) -> bytes:
         return bytes(128)
 
-    def launch(self, kernel: Any, grid: Any, threads: int, parameters: ctypes.Structure, *, what: str = "") -> None:
+    def launch(
+        self, kernel: Any, grid: Any, threads: int, parameters: Any, *, what: str = "", overlap: bool = True
+    ) -> None:
         self.launched.append(what)
 
     def check(self, what: str) -> None:
@@ -189,7 +190,7 @@ def test_weights_are_packed_once_and_again_after_they_change() -> None:
     known = len(hopper._packed)
     del weight
     gc.collect()
-    assert len(hopper._packed) == known - 1
+    assert len(hopper._packed) < known
 
 
 def test_a_written_inference_tensor_is_never_taken_for_what_it_was() -> None:

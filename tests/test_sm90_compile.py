@@ -9,7 +9,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from sm90_table import CONV3X3, INT8, PROBE, TABLE, Entry, copy, faults, values
+from sm90_table import CONV3X3, HEAD, INT8, PROBE, TABLE, TAIL, Entry, copy, faults, values
 
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.nvrtc import Specialisation
@@ -21,6 +21,8 @@ SAMPLE = [
     *CONV3X3[::29],
     *INT8[::37],
     *PROBE,
+    *HEAD[::19],
+    *TAIL[::23],
     *[entry for entry in CONV3X3 if "kShifted, 30, true, true" in entry.name],
 ]
 TALLEST = next(entry for entry in CONV3X3 if "<Half, kShifted, 32, true, true>" in entry.name)

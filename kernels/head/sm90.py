@@ -27,7 +27,7 @@ SOURCES = {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.f
 class Parameters(ctypes.Structure):
     """HeadParameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("weight", hopper.Map),
         ("y", hopper.Map),
         ("x", ctypes.c_void_p),

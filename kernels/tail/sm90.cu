@@ -7,6 +7,9 @@
 //
 // whose taps are rows of a tile 8 pixels wide, so each starts where the 128-byte swizzle does. `tail_sum` adds SIZE
 // neighbours in a row, each its own column of the kernel, and makes pixels of them.
+//
+// Sums are kept in float16 whatever T is: bfloat16 has too few bits for sums that nearly cancel, and float32 would be
+// twice the memory and more than a block has beside the weights. What is beyond the range of float16 stays at its end.
 #include "matrix.cuh"
 #include "ptx.cuh"
 #include "sums.cuh"
@@ -14,6 +17,8 @@
 #include "wgmma.cuh"
 
 namespace srgan_fast {
+
+constexpr float kMostHalf = 65504.f;
 
 template <int SLABS, int SIZE, int ROWS>
 struct TailTile {
@@ -33,7 +38,7 @@ struct TailTile {
 struct TailColumnsParameters {
   TensorMap x;       // {64 * SLABS, w, h, n}, box {64, 8, ROWS + SIZE - 1, 1}, 128-byte swizzle
   TensorMap weight;  // {64, SLABS * SIZE * 64}, box {64, 64}, 128-byte swizzle; rows are (slab, tap, sum)
-  TensorMap sums;    // {64, w, h, n}, box {64, 8, ROWS, 1}, 128-byte swizzle
+  TensorMap sums;    // of Half, {64, w, h, n}, box {64, 8, ROWS, 1}, 128-byte swizzle
   int tiles_across, tiles_a_frame, tiles;
   int reversed;      // the last tile first
 };
@@ -121,7 +126,9 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
     }
     // All four warps have done with the last slab: its memory takes the sums.
     named_barrier(group + 1, 128);
-    write_pixels<T, N>(slab_at, d, [](float sum, int) { return sum; });
+    write_pixels<Half, N>(slab_at, d, [](float sum, int) {
+      return sum > kMostHalf ? kMostHalf : sum < -kMostHalf ? -kMostHalf : sum;
+    });
     fence_async_shared();
     named_barrier(group + 1, 128);
     if (thread == 0) {
@@ -137,7 +144,7 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
 }
 
 struct TailSumParameters {
-  const void* sums;    // [n, h, w, 64] of T
+  const void* sums;    // [n, h, w, 64] of Half
   const float* bias;   // [3 * R^2]
   const float* gain;   // [3]
   const float* offset;
@@ -213,7 +220,7 @@ struct TailSpan {
 };
 
 // grid (spans of all rows of all frames).
-template <class T, class Out, int SIZE, int R, bool TANH>
+template <class Out, int SIZE, int R, bool TANH>
 __global__ void __launch_bounds__(128) tail_sum(const __grid_constant__ TailSumParameters p) {
   using Span = TailSpan<SIZE>;
   using Bits = typename TailBits<Out>::Bits;
@@ -250,7 +257,7 @@ __global__ void __launch_bounds__(128) tail_sum(const __grid_constant__ TailSumP
 #pragma unroll
     for (int pair = first / 2; pair <= (first + kOutputs - 1) / 2; ++pair) {
       float two[2];
-      unpack<T>(load_shared(from + 4 * pair), two[0], two[1]);
+      unpack<Half>(load_shared(from + 4 * pair), two[0], two[1]);
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (2 * pair + e >= first && 2 * pair + e < first + kOutputs) v[2 * pair + e - first] += two[e];

@@ -19,13 +19,13 @@ CHANNELS = 64  # of a slab of the input, and the most sums of a pixel
 COLUMNS = 8  # of a tile
 _BARRIER_BYTES = 8 * 9
 _SPAN = 128  # pixels of a row that a block of the second kernel finishes
-_RESULTS = hopper.ELEMENT | {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.float32: "float"}
+RESULTS = hopper.ELEMENT | {torch.uint8: "unsigned char", torch.uint16: "unsigned short", torch.float32: "float"}
 
 
 class ColumnsParameters(ctypes.Structure):
     """TailColumnsParameters, with what its alignment adds."""
 
-    _fields_ = (
+    _fields_ = hopper.padded(
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("sums", hopper.Map),
@@ -33,7 +33,6 @@ class ColumnsParameters(ctypes.Structure):
         ("tiles_a_frame", ctypes.c_int),
         ("tiles", ctypes.c_int),
         ("reversed", ctypes.c_int),
-        ("_", ctypes.c_uint8 * 48),
     )
 
 
@@ -107,8 +106,7 @@ class Variant:
     @property
     def sum(self) -> hopper.Kernel:
         """The kernel that adds them and makes the picture."""
-        types = f"{hopper.ELEMENT[self.dtype]}, {_RESULTS[self.result]}"
-        arguments = f"{types}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
+        arguments = f"{RESULTS[self.result]}, {self.tile.size}, {self.r}, {str(self.tanh).lower()}"
         source = Specialisation("tail/sm90.cu", f"srgan_fast::tail_sum<{arguments}>")
         return hopper.Kernel("tail", source, (_SPAN + self.tile.size - 1) * 132, partial(_check, self))
 
@@ -138,7 +136,7 @@ def offer(
     size = round(taps**0.5)
     if x.dtype not in hopper.ELEMENT:
         return f"it has no kernel in {x.dtype}"
-    if out.dtype not in _RESULTS:
+    if out.dtype not in RESULTS:
         return f"it makes no picture in {out.dtype}"
     if base is not None:
         return "it adds no base"
@@ -179,7 +177,7 @@ def launch(
     n, h, w, cin = x.shape
     tile = variant.tile
     columns = hopper.packed(weight, pack)
-    sums = _memory(scratch, x, n * h * w * CHANNELS)
+    sums = _memory(scratch, n * h * w * CHANNELS, x.device)
 
     across = -(-w // COLUMNS)
     a_frame = across * -(-h // tile.rows)
@@ -209,13 +207,13 @@ def launch(
     hopper.launch(runtime, variant.sum, (spans * h * n, 1, 1), second, threads=_SPAN)
 
 
-def _memory(scratch: Tensor | None, x: Tensor, values: int) -> Tensor:
-    """Memory for so many values in the dtype of x, aligned to 16 bytes."""
+def _memory(scratch: Tensor | None, values: int, device: torch.device) -> Tensor:
+    """Memory for so many values of float16, aligned to 16 bytes."""
     if scratch is not None and scratch.is_contiguous() and scratch.data_ptr() % 16 == 0:
-        lent = scratch.view(-1).view(x.dtype)
+        lent = scratch.view(-1).view(torch.float16)
         if lent.numel() >= values:
             return lent
-    return x.new_empty(values)
+    return torch.empty(values, dtype=torch.float16, device=device)
 
 
 def pack(weight: Tensor) -> Tensor:
