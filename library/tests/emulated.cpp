@@ -119,8 +119,8 @@ const std::vector<Kernel>& tail_kernels() {
 
 Kernel tail_sum_kernel(bool tanh) {
   constexpr int kBytes = TailSpan<kTailSize>::kSharedBytes;
-  return tanh ? kernel_of<tail_sum<Half, uint8_t, kTailSize, 2, true>>(0, kBytes)
-              : kernel_of<tail_sum<Half, uint8_t, kTailSize, 2, false>>(0, kBytes);
+  return tanh ? kernel_of<tail_sum<uint8_t, kTailSize, 2, true>>(0, kBytes)
+              : kernel_of<tail_sum<uint8_t, kTailSize, 2, false>>(0, kBytes);
 }
 
 Kernel probe_kernel() {
