@@ -357,6 +357,10 @@ def packed(weight: Tensor, pack: Callable[[Tensor], Tensor]) -> Tensor:
 # --- tiles ------------------------------------------------------------------------------------------------------
 
 
+# What the tensor cores stand still from one tile to the next, as the turn goes to the other warpgroup: an estimate.
+_TURN_CLOCKS = 100
+
+
 def clocks(rows: int, columns: int) -> int:
     """What one k-step of a tile takes: products at 2048 a clock, or the operands' way from shared memory at 128 bytes.
 
@@ -390,6 +394,6 @@ def tile_rows(
     def cost(rows: int) -> tuple[int, int]:
         tiles = frames * -(-height // rows) * -(-width // columns)
         # The last tile's epilogue is not hidden: it grows with the pixels of a tile, by about one step's clocks a row.
-        return waves(tiles, blocks) * steps * clocks(rows, computed) + 8 * rows, -rows
+        return waves(tiles, blocks) * (steps * clocks(rows, computed) + _TURN_CLOCKS) + 8 * rows, -rows
 
     return min(heights, key=cost)

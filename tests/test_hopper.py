@@ -214,7 +214,7 @@ def test_no_other_height_ends_sooner(n: int, h: int, w: int, blocks: int, layout
 
     def clocks(rows: int) -> int:
         tiles = n * -(-h // rows) * -(-w // tile.columns)
-        return -(-tiles // min(tiles, blocks)) * hopper.clocks(rows, tile.computed) * 36
+        return -(-tiles // min(tiles, blocks)) * (hopper.clocks(rows, tile.computed) * 36 + hopper._TURN_CLOCKS)
 
     rows = hopper.tile_rows(n, h, w, tile.columns, tile.computed, blocks, heights, 36)
     assert rows in heights
