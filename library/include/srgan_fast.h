@@ -1,14 +1,14 @@
-/* srgan-fast for programs without Python: frames in GPU memory in, frames scale times larger out, on the caller's stream.
+/* srgan-fast for programs without Python: frames in GPU memory in, larger frames out, on the caller's stream.
  *
- * A network is made from a weights file that srgan-fast wrote, for one GPU of compute capability 9.0 (Hopper). It runs in
- * float16 with float32 sums. After srgan_fast_create nothing is allocated and nothing waits: the caller gives the memory
- * and the stream.
+ * A network is made from a weights file that srgan-fast wrote, for one GPU of compute capability 9.0 (Hopper). It runs
+ * in float16 with float32 sums. After srgan_fast_create nothing is allocated and nothing waits: the caller gives the
+ * memory and the stream.
  *
  * Errors: every function that can fail returns a status; nothing is thrown, nothing is printed, and `*out` is written
  * only where the function says so. srgan_fast_last_error has the details of this thread's last failure.
  *
  * Threads: the functions may be called from any thread at any time. Several threads may use one network, and enqueue on
- * several streams, as long as each call in flight has a workspace of its own; srgan_fast_destroy comes after all of them.
+ * several streams, as long as each call in flight has a workspace of its own; srgan_fast_destroy comes after them all.
  *
  * Versions: within one major version, from 1 on, functions and status values are only added. Before that, and across
  * major versions, compile anew.
@@ -48,8 +48,8 @@ typedef enum srgan_fast_status {
   SRGAN_FAST_UNSUPPORTED_DEVICE = 7,  /* a GPU of another compute capability than 9.0 */
   SRGAN_FAST_FAILED_CHECK = 8,        /* the GPU disagreed with the reference: nothing it gave could be trusted */
   SRGAN_FAST_WORKSPACE_TOO_SMALL = 9,
-  SRGAN_FAST_LAUNCH_FAILED = 10,      /* CUDA refused a launch, or reported an earlier failure */
-  SRGAN_FAST_OUT_OF_MEMORY = 11       /* of the host or of the GPU */
+  SRGAN_FAST_LAUNCH_FAILED = 10, /* CUDA refused a launch, or reported an earlier failure */
+  SRGAN_FAST_OUT_OF_MEMORY = 11  /* of the host or of the GPU */
 } srgan_fast_status;
 
 /* The version of the library that runs, as SRGAN_FAST_VERSION is that of this header. */
@@ -65,8 +65,8 @@ SRGAN_FAST_API const char* srgan_fast_last_error(void);
 /* Read a weights file and make its network on a GPU; the kernels are held against a reference there, which takes a
  * second or two, and refused if they disagree.
  *
- *   path    a safetensors file that srgan-fast wrote (`srgan-fast convert`, `srgan-fast train`): SRResNet, the generator
- *           of SRGAN, of 64 channels, x2 or x4, with batch normalisation or without any
+ *   path    a safetensors file that srgan-fast wrote (`srgan-fast convert`, `srgan-fast train`): SRResNet, the
+ *           generator of SRGAN, of 64 channels, x2 or x4, with batch normalisation or without any
  *   device  the number of the GPU, from 0, as CUDA counts them
  *   out     receives the network, which the caller owns: srgan_fast_destroy; null after a failure
  *
@@ -94,15 +94,16 @@ SRGAN_FAST_API srgan_fast_status srgan_fast_workspace_bytes(const srgan_fast_net
  *   out              GPU memory, uint8 [n, h*scale, w*scale, 3], same kind, aligned to 4 bytes; it shares nothing with
  *                    `frames` and `workspace`
  *   n, h, w          at least 1 each
- *   workspace        GPU memory, aligned to 256 bytes (as cudaMalloc gives it); its content means nothing before or after
+ *   workspace        GPU memory, aligned to 256 bytes (as cudaMalloc gives it); its content means nothing, before and
+ *                    after
  *   workspace_bytes  at least what srgan_fast_workspace_bytes says
  *   cuda_stream      a cudaStream_t (or CUstream) of the network's device; null is the legacy default stream
  *
  * All memory is the caller's and must live until the stream has come past this work. Nothing is allocated, copied from
  * the host or waited for, so the call can be captured in a CUDA graph. The stream must belong to the device's primary
  * context, which the CUDA runtime uses. The thread's current device is the same before and after.
- * Status: BAD_ARGUMENT, WORKSPACE_TOO_SMALL, LAUNCH_FAILED. After LAUNCH_FAILED a part of the work may be in the stream,
- * and `out` holds nothing of use. What fails later, on the GPU, shows wherever the caller waits for the stream. */
+ * Status: BAD_ARGUMENT, WORKSPACE_TOO_SMALL, LAUNCH_FAILED. After LAUNCH_FAILED a part of the work may be in the
+ * stream, and `out` holds nothing of use. What fails later, on the GPU, shows where the caller waits for the stream. */
 SRGAN_FAST_API srgan_fast_status srgan_fast_enqueue(const srgan_fast_network* network, const void* frames, void* out,
                                                     int n, int h, int w, void* workspace, size_t workspace_bytes,
                                                     void* cuda_stream);

@@ -82,8 +82,7 @@ srgan_fast_status srgan_fast_create(const char* path, int device, srgan_fast_net
     const auto& packed = network->plan.weights;
     network->weights = network->device->allocate(packed.size());
     network->device->upload(network->weights, packed.data(), packed.size());
-    network->layout =
-        checked_layout(*network->device, network->plan, static_cast<const uint8_t*>(network->weights));
+    network->layout = checked_layout(*network->device, network->plan, static_cast<const uint8_t*>(network->weights));
     *out = network.release();
   });
 }

@@ -98,8 +98,8 @@ void compare(const std::string& what, const std::vector<uint8_t>& got, const std
   }
   const double share = static_cast<double>(off) / static_cast<double>(want.size());
   if (largest > 1 || share > kOffShare)
-    disagrees(what, "bytes off by up to " + std::to_string(largest) + ", and " + std::to_string(100 * share) +
-                        " % of them");
+    disagrees(what,
+              "bytes off by up to " + std::to_string(largest) + ", and " + std::to_string(100 * share) + " % of them");
 }
 
 std::string named(const char* op, const Kernel& kernel) {
@@ -110,7 +110,8 @@ void check_head(Device& device) {
   Draw draw;
   const size_t count = pixels(kMaps);
   const auto frames = draw.bytes(count * 3);
-  const auto weight = packed_head({kWidth, 3, kHeadSize, draw.floats(kWidth * 3 * kHeadSize * kHeadSize, 0.2f), {}, {}});
+  const auto weight =
+      packed_head({kWidth, 3, kHeadSize, draw.floats(kWidth * 3 * kHeadSize * kHeadSize, 0.2f), {}, {}});
   const auto bias = draw.floats(kWidth, 0.5f), slopes = draw.floats(kWidth, 1.5f);
   const auto gain = draw.floats(3, 0.002f, 0.004f), offset = draw.floats(3, 1.f);
   std::vector<uint16_t> want(count * kWidth);
@@ -160,10 +161,15 @@ void check_tail(Device& device, bool tanh) {
   const int inputs = 4 * kWidth;
   const size_t count = pixels(kPictures);
   const auto x = draw.halves(count * inputs, 1.f);
-  const auto weight = packed_tail({kTailOutputs, inputs, kTailSize,
-                                   draw.floats(static_cast<size_t>(kTailOutputs) * inputs * kTailSize * kTailSize, 0.03f),
-                                   {}, {}});
-  const auto bias = draw.floats(kTailOutputs, 0.2f), gain = draw.floats(3, 0.1f, 0.3f), offset = draw.floats(3, 0.1f, 0.5f);
+  const auto weight =
+      packed_tail({kTailOutputs,
+                   inputs,
+                   kTailSize,
+                   draw.floats(static_cast<size_t>(kTailOutputs) * inputs * kTailSize * kTailSize, 0.03f),
+                   {},
+                   {}});
+  const auto bias = draw.floats(kTailOutputs, 0.2f), gain = draw.floats(3, 0.1f, 0.3f),
+             offset = draw.floats(3, 0.1f, 0.5f);
   std::vector<uint16_t> sums(count * kWidth);
   std::vector<uint8_t> want(count * kTailOutputs);
   Reference().tail({x.data(), sums.data(), want.data(), kPictures, tanh, weight.data(), bias.data(), gain.data(),

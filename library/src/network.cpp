@@ -26,8 +26,9 @@ constexpr const char* kMetadataDigest = "srgan_fast_sha256";
 
 // The digest that srgan-fast writes: over the tensors in the order of their names, and of their own names and shapes.
 std::string digest(const WeightsFile& file) {
-  static const std::map<std::string, std::string> kNames = {{"F64", "float64"}, {"F32", "float32"}, {"F16", "float16"},
-                                                            {"BF16", "bfloat16"}, {"I64", "int64"}, {"I32", "int32"}};
+  static const std::map<std::string, std::string> kNames = {{"F64", "float64"}, {"F32", "float32"},
+                                                            {"F16", "float16"}, {"BF16", "bfloat16"},
+                                                            {"I64", "int64"},   {"I32", "int32"}};
   Sha256 total;
   for (const auto& [name, tensor] : file.tensors) {
     std::string shape;
@@ -251,8 +252,8 @@ class Reader {
     return conv;
   }
 
-  // The convolution that gives, on maps before PixelShuffle(2), what `conv` gives on the maps after it: a set of outputs
-  // for each sub-pixel, channels and outputs in the shuffle's order.
+  // The convolution that gives, on maps before PixelShuffle(2), what `conv` gives on the maps after it: a set of
+  // outputs for each sub-pixel, channels and outputs in the shuffle's order.
   static Convolution unshuffled(const Convolution& conv) {
     Convolution result{kTailOutputs, 4 * conv.inputs, kTailSize, {}, {}, {}};
     result.weight.assign(static_cast<size_t>(kTailOutputs) * 4 * conv.inputs * kTailSize * kTailSize, 0.f);
@@ -267,10 +268,11 @@ class Reader {
             // Where this tap of this sub-pixel lies, in sub-pixels from the first one of the smaller kernel's window.
             const int down = 2 * halo - reach + row + y, across = 2 * halo - reach + column + x;
             const int channel = 4 * input + down % 2 * 2 + across % 2;
-            const size_t to = ((static_cast<size_t>(output) * result.inputs + channel) * kTailSize + down / 2) *
-                                  kTailSize + across / 2;
-            result.weight[to] = conv.weight[((static_cast<size_t>(colour) * conv.inputs + input) * conv.size + y) *
-                                                conv.size + x];
+            const size_t to =
+                ((static_cast<size_t>(output) * result.inputs + channel) * kTailSize + down / 2) * kTailSize +
+                across / 2;
+            result.weight[to] =
+                conv.weight[((static_cast<size_t>(colour) * conv.inputs + input) * conv.size + y) * conv.size + x];
           }
     }
     return result;

@@ -8,9 +8,9 @@
 
 namespace srgan_fast::host {
 
-constexpr int kWidth = 64;     // channels inside the network
-constexpr int kHeadSize = 9;   // of the first convolution, and of the last before it is rewritten
-constexpr int kTailSize = 5;   // of the last convolution, on maps before their PixelShuffle
+constexpr int kWidth = 64;    // channels inside the network
+constexpr int kHeadSize = 9;  // of the first convolution, and of the last before it is rewritten
+constexpr int kTailSize = 5;  // of the last convolution, on maps before their PixelShuffle
 constexpr int kTailOutputs = 12;
 
 // Weights are [outputs, inputs, size, size]; slopes are one an output, or of the channels that a PixelShuffle leaves,

@@ -19,8 +19,8 @@ struct HeadCall {
   bool backwards;  // the last tile first
 };
 
-// 3x3 from 64 channels, bias, PReLU unless slopes is null, then the residual unless that is null; y may be the residual.
-// With r = 2, slices of outputs are sub-pixels, which share slopes, and y is [n, 2h, 2w, 64].
+// 3x3 from 64 channels, bias, PReLU unless slopes is null, then the residual unless that is null; y may be the
+// residual. With r = 2, slices of outputs are sub-pixels, which share slopes, and y is [n, 2h, 2w, 64].
 struct ConvCall {
   const uint16_t* x;
   uint16_t* y;

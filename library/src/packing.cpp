@@ -51,7 +51,8 @@ std::vector<uint16_t> packed_tail(const Convolution& conv) {
       for (int sum = 0; sum < kWidth; ++sum)
         for (int i = slab; i < slab + kWidth; ++i) {
           const int column = sum / conv.outputs;
-          packed.push_back(column < conv.size ? to_half(weight_at(conv, sum % conv.outputs, i, row, column)) : uint16_t{0});
+          packed.push_back(column < conv.size ? to_half(weight_at(conv, sum % conv.outputs, i, row, column))
+                                              : uint16_t{0});
         }
   return packed;
 }

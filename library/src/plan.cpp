@@ -24,8 +24,8 @@ class Writer {
   size_t vector(const Value* values, size_t count) {
     const size_t at = plan_.weights.size();
     plan_.weights.resize(at + rounded(count * sizeof(Value)));
-    std::copy_n(reinterpret_cast<const uint8_t*>(values), count * sizeof(Value), plan_.weights.begin() +
-                static_cast<ptrdiff_t>(at));
+    std::copy_n(reinterpret_cast<const uint8_t*>(values), count * sizeof(Value),
+                plan_.weights.begin() + static_cast<ptrdiff_t>(at));
     return at;
   }
 
@@ -152,9 +152,7 @@ void run(const Plan& plan, Ops& ops, const uint8_t* weights, const uint8_t* fram
   const auto maps = [&](Buffer buffer) {
     return buffer == Buffer::kNothing ? nullptr : reinterpret_cast<uint16_t*>(workspace + placed.at.at(buffer));
   };
-  const auto vector = [&](size_t at) {
-    return at == kNone ? nullptr : reinterpret_cast<const float*>(weights + at);
-  };
+  const auto vector = [&](size_t at) { return at == kNone ? nullptr : reinterpret_cast<const float*>(weights + at); };
   // Every other step starts with the tile that the one before wrote last, which is still in the cache.
   bool backwards = false;
   for (const Step& step : plan.steps) {

@@ -39,8 +39,8 @@ Plan plan_of(const std::string& name, const Network& network);
 // Bytes of workspace for frames of a size. Throws Failure: BAD_ARGUMENT.
 size_t workspace_bytes(const Plan& plan, Size size);
 
-// Frames [n, h, w, 3] in, pictures [n, h*scale, w*scale, 3] out, by `ops` on its device's memory. `weights` is where the
-// plan's weights are there.
+// Frames [n, h, w, 3] in, pictures [n, h*scale, w*scale, 3] out, by `ops` on its device's memory. `weights` is where
+// the plan's weights are there.
 void run(const Plan& plan, Ops& ops, const uint8_t* weights, const uint8_t* frames, uint8_t* out, Size size,
          uint8_t* workspace);
 

@@ -104,7 +104,8 @@ void Reference::tail(const TailCall& call) {
     for (int i = 0; i < inputs; ++i)
       for (int sum = 0; sum < kWidth; ++sum) {
         const size_t from = (static_cast<size_t>(i / kWidth) * kTailSize + row) * kWidth + sum;
-        weight[(static_cast<size_t>(row) * inputs + i) * kWidth + sum] = from_half(call.weight[from * kWidth + i % kWidth]);
+        weight[(static_cast<size_t>(row) * inputs + i) * kWidth + sum] =
+            from_half(call.weight[from * kWidth + i % kWidth]);
       }
   const std::vector<float> x = floats(call.x, pixels * inputs);
   const std::vector<float> sums = convolved(x, call.size, inputs, kTailSize, 1, weight, kWidth);

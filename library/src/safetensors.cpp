@@ -1,6 +1,7 @@
 #include "safetensors.hpp"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
@@ -12,7 +13,8 @@
 namespace srgan_fast::host {
 namespace {
 
-constexpr uint64_t kMostHeaderBytes = 16 << 20;
+constexpr uint64_t kMostHeaderBytes = uint64_t{16} << 20;
+constexpr uint64_t kMostFileBytes = uint64_t{2} << 30;  // of thousands of blocks; what is larger is no file of ours
 
 [[noreturn]] void damaged(const std::string& name, const std::string& what) {
   fail(SRGAN_FAST_DAMAGED_FILE, "expected a weights file of srgan-fast, got " + name + " with " + what +
@@ -105,7 +107,9 @@ WeightsFile read_weights(const char* path) {
   const std::unique_ptr<std::FILE, Closed> file(std::fopen(path, "rb"));
   if (!file)
     fail(SRGAN_FAST_FILE_NOT_FOUND, "cannot read " + name + ": " + std::strerror(errno) + "; check its permissions");
-  std::vector<uint8_t> content(std::filesystem::file_size(name, code));
+  const auto size = std::filesystem::file_size(name, code);
+  if (!code && size > kMostFileBytes) damaged(name, std::to_string(size) + " bytes");
+  std::vector<uint8_t> content(code ? 0 : size);
   if (code || std::fread(content.data(), 1, content.size(), file.get()) != content.size())
     fail(SRGAN_FAST_FILE_NOT_FOUND, "cannot read all of " + name + "; check the disk");
   return parse_weights(name, std::move(content));

@@ -50,9 +50,10 @@ std::string entry(const char* dtype, const char* shape, const char* offsets) {
   return std::string("{\"dtype\":\"") + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":" + offsets + "}";
 }
 
-const std::string kSound = "{\"__metadata__\":{\"a\":\"\\u00e9\\ud83d\\ude00\\n\"},\"w\":" + entry("F32", "[2,3]", "[0,24]") +
-                           ",\"b\":" + entry("F16", "[4]", "[24,32]") + ",\"c\":" + entry("I64", "[]", "[32,40]") +
-                           ",\"e\":" + entry("F32", "[0]", "[40,40]") + "}  ";
+const std::string kSound =
+    "{\"__metadata__\":{\"a\":\"\\u00e9\\ud83d\\ude00\\n\"},\"w\":" + entry("F32", "[2,3]", "[0,24]") +
+    ",\"b\":" + entry("F16", "[4]", "[24,32]") + ",\"c\":" + entry("I64", "[]", "[32,40]") +
+    ",\"e\":" + entry("F32", "[0]", "[40,40]") + "}  ";
 
 void known_faults() {
   const Bytes sound = file_of(kSound, 40);
@@ -90,8 +91,9 @@ void known_faults() {
   expect_damaged("{\"__metadata__\":{\"a\":1}}", 0, "metadata that is no text");
   expect_damaged("{\"a\":" + std::string(100000, '['), 0, "many levels");
   expect_damaged("[]", 0, "no object");
-  for (const char* text : {"{\"\\ud800\":1}", "{\"\\x\":1}", "{\"a\":01}", "{\"a\":1.}", "{\"a\":+1}", "{\"a\":1e999}",
-                           "{\"a\":tru}", "{\"a\" 1}", "{\"a\":1,}", "{,}", "{\"a\":1}}", "{\"a\n\":1}", "{\"\\u12g4\":1}"})
+  for (const char* text :
+       {"{\"\\ud800\":1}", "{\"\\x\":1}", "{\"a\":01}", "{\"a\":1.}", "{\"a\":+1}", "{\"a\":1e999}", "{\"a\":tru}",
+        "{\"a\" 1}", "{\"a\":1,}", "{,}", "{\"a\":1}}", "{\"a\n\":1}", "{\"\\u12g4\":1}"})
     expect_damaged(text, 0, text);
 }
 
@@ -158,16 +160,20 @@ void metadata() {
     std::string text = sound;
     return text.replace(text.find(from), from.size(), to);
   };
-  const std::pair<const char*, const char*> beyond[] = {
-      {"srresnet", "rrdb"}, {"\"norm\": \"none\"", "\"norm\": \"instance\""}, {"\"width\": 64", "\"width\": 32"},
-      {"\"kernel\": 9", "\"kernel\": 3"}, {"\"scale\": 2, \"sep", "\"scale\": 8, \"sep"},
-      {"\"separable\": false", "\"separable\": true"}, {"\"skip_end\": \"norm\"", "\"skip_end\": \"prelu\""},
-      {"\"bias\": false", "\"attention\": true"}};
+  const std::pair<const char*, const char*> beyond[] = {{"srresnet", "rrdb"},
+                                                        {"\"norm\": \"none\"", "\"norm\": \"instance\""},
+                                                        {"\"width\": 64", "\"width\": 32"},
+                                                        {"\"kernel\": 9", "\"kernel\": 3"},
+                                                        {"\"scale\": 2, \"sep", "\"scale\": 8, \"sep"},
+                                                        {"\"separable\": false", "\"separable\": true"},
+                                                        {"\"skip_end\": \"norm\"", "\"skip_end\": \"prelu\""},
+                                                        {"\"bias\": false", "\"attention\": true"}};
   for (const auto& [from, to] : beyond)
     if (status_of(changed(from, to), &said) != SRGAN_FAST_UNSUPPORTED_NETWORK) wrong(std::string("not refused: ") + to);
-  const std::pair<const char*, const char*> broken[] = {
-      {"\"blocks\": 0", "\"blocks\": 1000000"}, {"\"scale\": 2}", "\"scale\": 4}"}, {"e3b0", "e3b1"},
-      {"\"input_range\": [0.0, 1.0]", "\"input_range\": [0.0]"}};
+  const std::pair<const char*, const char*> broken[] = {{"\"blocks\": 0", "\"blocks\": 1000000"},
+                                                        {"\"scale\": 2}", "\"scale\": 4}"},
+                                                        {"e3b0", "e3b1"},
+                                                        {"\"input_range\": [0.0, 1.0]", "\"input_range\": [0.0]"}};
   for (const auto& [from, to] : broken)
     if (status_of(changed(from, to), &said) != SRGAN_FAST_DAMAGED_FILE) wrong(std::string("not damaged: ") + to);
   uint32_t state = 7;

@@ -34,8 +34,8 @@ Kernel kernel_of(int rows, int shared_bytes) {
 
 template <Layout LAYOUT, int ROWS, bool RESIDUAL>
 Kernel conv_kernel() {
-  return kernel_of<conv3x3<Half, LAYOUT, ROWS, !RESIDUAL, RESIDUAL>>(
-      ROWS, Conv3x3Tile<LAYOUT, ROWS, 128, 128>::kSharedBytes);
+  return kernel_of<conv3x3<Half, LAYOUT, ROWS, !RESIDUAL, RESIDUAL>>(ROWS,
+                                                                     Conv3x3Tile<LAYOUT, ROWS, 128, 128>::kSharedBytes);
 }
 
 // As tests/emulated.py packs a tensor map for the emulator.
@@ -119,8 +119,8 @@ const std::vector<Kernel>& tail_kernels() {
 
 Kernel tail_sum_kernel(bool tanh) {
   constexpr int kBytes = TailSpan<kTailSize>::kSharedBytes;
-  return tanh ? kernel_of<tail_sum<Half, uint8_t, kTailSize, 2, true>>(0, kBytes)
-              : kernel_of<tail_sum<Half, uint8_t, kTailSize, 2, false>>(0, kBytes);
+  return tanh ? kernel_of<tail_sum<uint8_t, kTailSize, 2, true>>(0, kBytes)
+              : kernel_of<tail_sum<uint8_t, kTailSize, 2, false>>(0, kBytes);
 }
 
 Kernel probe_kernel() {

@@ -32,3 +32,13 @@ if(result EQUAL 0)
 elseif(NOT errors MATCHES "^srgan-fast: (no NVIDIA driver|no such GPU|unsupported GPU)")
   message(FATAL_ERROR "${result}, ${errors}")
 endif()
+
+# The same by pkg-config, where there is one.
+find_program(PKG_CONFIG pkg-config)
+if(PKG_CONFIG)
+  file(GLOB_RECURSE package ${PREFIX}/srgan_fast.pc)
+  execute_process(COMMAND ${PKG_CONFIG} --cflags --libs ${package} OUTPUT_VARIABLE words COMMAND_ERROR_IS_FATAL ANY)
+  separate_arguments(words UNIX_COMMAND ${words})
+  file(WRITE ${BINARY}/version.c "#include <srgan_fast.h>\nint main(void) { return srgan_fast_version() == 0; }\n")
+  execute_process(COMMAND ${COMPILER} ${BINARY}/version.c ${words} -o ${BINARY}/version COMMAND_ERROR_IS_FATAL ANY)
+endif()

@@ -51,8 +51,8 @@ class Gpu : public Device {
     expect(cudaDeviceGetAttribute(&processors_, cudaDevAttrMultiProcessorCount, number_), "cannot ask the GPU");
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found;
-    const cudaError_t code = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                              cudaEnableDefault, &found);
+    const cudaError_t code =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
     if (code != cudaSuccess || found != cudaDriverEntryPointSuccess || function == nullptr) {
       cudaGetLastError();
       fail(SRGAN_FAST_NO_DRIVER, "the NVIDIA driver has no cuTensorMapEncodeTiled; install a newer one");
@@ -102,11 +102,11 @@ class Gpu : public Device {
     std::memcpy(sizes, tiled.sizes.data(), tiled.sizes.size() * sizeof(sizes[0]));
     TensorMap result;
     static_assert(sizeof(result) == sizeof(CUtensorMap), "what the driver fills");
-    const CUresult code = encode_(
-        reinterpret_cast<CUtensorMap*>(&result), CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-        static_cast<cuuint32_t>(tiled.sizes.size()), const_cast<void*>(tiled.address), sizes, strides, tiled.box.data(),
-        steps, CU_TENSOR_MAP_INTERLEAVE_NONE, tiled.swizzle == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
-        CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const CUresult code = encode_(reinterpret_cast<CUtensorMap*>(&result), CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+                                  static_cast<cuuint32_t>(tiled.sizes.size()), const_cast<void*>(tiled.address), sizes,
+                                  strides, tiled.box.data(), steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                  tiled.swizzle == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_NONE,
+                                  CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (code != CUDA_SUCCESS)
       fail(SRGAN_FAST_LAUNCH_FAILED, "the driver refuses a tensor map: error " + std::to_string(code));
     return result;
@@ -143,8 +143,9 @@ std::unique_ptr<Device> open_device(int number) {
   const cudaError_t code = cudaGetDeviceCount(&count);
   if (code != cudaSuccess && code != cudaErrorNoDevice) {
     cudaGetLastError();
-    fail(SRGAN_FAST_NO_DRIVER, std::string("expected an NVIDIA driver for CUDA ") + std::to_string(CUDART_VERSION / 1000) +
-                                   " or later, got " + cudaGetErrorString(code) + "; install or update the driver");
+    fail(SRGAN_FAST_NO_DRIVER, std::string("expected an NVIDIA driver for CUDA ") +
+                                   std::to_string(CUDART_VERSION / 1000) + " or later, got " +
+                                   cudaGetErrorString(code) + "; install or update the driver");
   }
   int driver = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver < kOldestDriver)

@@ -47,7 +47,7 @@ struct TailMaker {
 
 template <bool TANH>
 Kernel tail_sum_of() {
-  return kernel_of(tail_sum<Half, uint8_t, kTailSize, 2, TANH>, 0, TailSpan<kTailSize>::kSharedBytes);
+  return kernel_of(tail_sum<uint8_t, kTailSize, 2, TANH>, 0, TailSpan<kTailSize>::kSharedBytes);
 }
 
 }  // namespace

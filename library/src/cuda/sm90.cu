@@ -1,10 +1,9 @@
 // How the kernels for sm_90a are launched for an operation: their parameters, tensor maps and grids.
-#include "../sm90.hpp"
-
 #include <algorithm>
 
 #include "../network.hpp"
 #include "../packing.hpp"
+#include "../sm90.hpp"
 #include "../tiles.hpp"
 #include "conv3x3/sm90.cu"
 #include "head/sm90.cu"
@@ -75,8 +74,8 @@ void Sm90::conv(const ConvCall& call) {
   // Slices are channels beside each other in a pixel, or sub-pixels beside and below each other.
   const int across = call.r == 1 ? call.slices : call.r;
   const auto window = [&](const void* pixels, int wide, int rows) {
-    return device_.map({pixels, sizes({across * kWidth, w, call.slices / across, h, n}), box({kWidth, wide, 1, rows, 1}),
-                        128});
+    return device_.map(
+        {pixels, sizes({across * kWidth, w, call.slices / across, h, n}), box({kWidth, wide, 1, rows, 1}), 128});
   };
   Conv3x3Parameters p{};
   p.work.x = device_.map({call.x, sizes({kWidth, w, h, n}), box({kWidth, columns.pitch, kernel.rows + 2, 1}), 128});
@@ -101,7 +100,8 @@ void Sm90::tail(const TailCall& call) {
   const Kernel& kernel = best(tail_kernels(), call.size, kColumns, kColumns, processors_, steps);
   const int halo = kTailSize - 1;
   TailColumnsParameters first{};
-  first.x = device_.map({call.x, sizes({kSlabs * kWidth, w, h, n}), box({kWidth, kColumns, kernel.rows + halo, 1}), 128});
+  first.x =
+      device_.map({call.x, sizes({kSlabs * kWidth, w, h, n}), box({kWidth, kColumns, kernel.rows + halo, 1}), 128});
   first.weight = device_.map({call.weight, sizes({kWidth, kSlabs * kTailSize * kWidth}), box({kWidth, kWidth}), 128});
   first.sums = device_.map({call.sums, sizes({kWidth, w, h, n}), box({kWidth, kColumns, kernel.rows, 1}), 128});
   first.tiles_across = quotient_up(w, kColumns);
