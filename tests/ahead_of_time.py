@@ -125,13 +125,10 @@ def _shuffle(cin: int, channels: int, r: int = 2) -> Make:
     return make
 
 
-def _head(size: int, cout: int, frames: torch.dtype | None = None) -> Make:
+def _head(size: int, cout: int) -> Make:
     def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
         weight = empty(size, max(16, 1 << (4 * size - 1).bit_length()), cout, dtype=dtype)
-        arguments = {"weight": weight, "bias": empty(cout), "slopes": empty(cout)}
-        if frames is None:
-            return {"x": empty(n, h, w, 4, dtype=dtype), **arguments}
-        return {"x": empty(n, h, w, 3, dtype=frames), **arguments, "gain": empty(3), "offset": empty(3)}
+        return {"x": empty(n, h, w, 4, dtype=dtype), "weight": weight, "bias": empty(cout), "slopes": empty(cout)}
 
     return make
 
@@ -200,7 +197,7 @@ def _int8(
 # The network's own layers first, in floats and then in int8; then other widths, scales and pixels.
 TABLE = (
     Entry("frame_input", "uint8", _input(torch.uint8)),
-    Entry("head", "9x9 to 64, uint8", _head(9, 64, torch.uint8)),
+    Entry("head", "9x9 to 64", _head(9, 64)),
     Entry("conv3x3", "64 to 64, PReLU", _conv3x3(64, 64, slopes=True)),
     Entry("conv3x3", "64 to 64, residual", _conv3x3(64, 64, residual=True)),
     Entry("conv3x3_shuffle", "64 to 64, x2", _shuffle(64, 64)),
@@ -214,9 +211,6 @@ TABLE = (
     Entry("conv3x3_int8", "64 to 64, x2, to int8", _int8(64, 64, r=2, slopes=True, result=torch.int8)),
     Entry("conv3x3_int8", "64 to 256, PReLU", _int8(64, 256, slopes=True)),
     Entry("frame_input", "float32", _input(torch.float32)),
-    Entry("head", "9x9 to 64", _head(9, 64)),
-    Entry("head", "9x9 to 64, uint16", _head(9, 64, torch.uint16)),
-    Entry("head", "9x9 to 64, float32", _head(9, 64, torch.float32)),
     Entry("head", "3x3 to 64", _head(3, 64)),
     Entry("head", "9x9 to 16", _head(9, 16)),
     Entry("head", "9x9 to 128", _head(9, 128)),

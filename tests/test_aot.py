@@ -105,7 +105,7 @@ def test_each_architecture_takes_the_kernels_meant_for_it(sm: int, frame: str, d
     conv3x3 = ["conv3x3_descriptor" if modern else "conv3x3_pointer"]
     assert names == {
         "frame_input: uint8": ["frame_input_pointer"],
-        "head: 9x9 to 64, uint8": ["head_pointer"],
+        "head: 9x9 to 64": ["head_pointer"],
         "conv3x3: 64 to 64, PReLU": conv3x3,
         "conv3x3: 64 to 64, residual": conv3x3,
         "conv3x3_shuffle: 64 to 64, x2": ["conv3x3_shuffle_pointer"],

@@ -48,7 +48,6 @@ CONV_SUM = "1x7x5, 16 to 16, slopes -0.5, residual"
 CONV_TWO = "2x8x16, 64 to 64, residual"
 SHUFFLE = "2x3x5, 16 to 16, x2"
 HEAD = "1x7x6, 9x9 to 36"
-HEAD_FRAMES = "1x5x9, uint16, 9x9 to 64"
 TAIL = "2x6x5x64, 5x5, x2, float32"
 PRELU = "1x2x3, 16 channels, x3"
 INT8 = "1x9x17, 64 to 64, slopes, to int8"
@@ -169,15 +168,6 @@ MUTATIONS = (
     Mutation("one wrong slope", "head", HEAD, *_ONE_SLOPE, shared=True),
     Mutation("colours swapped", "head", HEAD, "(k % 4)[None, :]", "((k % 4) ^ 1)[None, :]"),
     Mutation("one row written outside of the frame", "head", HEAD, *_OUTSIDE, shared=True),
-    Mutation(
-        "zeros around the frame before it is scaled",
-        "head",
-        HEAD_FRAMES,
-        "tl.where(inside, a.to(tl.float32) * gain + offset, 0.0)",
-        "(a.to(tl.float32) * gain + offset)",
-    ),
-    Mutation("offset left out", "head", HEAD_FRAMES, "* gain + offset, 0.0)", "* gain, 0.0)"),
-    Mutation("frames of four colours", "head", HEAD_FRAMES, "= 3 if FRAMES else 4", "= 4"),
     Mutation("one tap dropped", "tail", TAIL, *_TAP, shared=True),
     Mutation("one row unwritten", "tail", TAIL, *_ROW, shared=True),
     Mutation(

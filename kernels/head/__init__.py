@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import hopper, launch, takes_reference
+from srgan_fast.kernels import frame_input, hopper, launch, takes_reference
 from srgan_fast.kernels.contract import expect, output_for
 from srgan_fast.kernels.head import sm90
 from srgan_fast.kernels.head.cases import BENCH_CASES, CASES
@@ -36,13 +36,15 @@ def run(
     offset: Tensor | None = None,
     *,
     out: Tensor | None = None,
+    scratch: Tensor | None = None,
     backwards: bool = False,
 ) -> Tensor:
     """Convolve NHWC frames by the fastest implementation that their device has.
 
     Frames as they come are given with `gain` and `offset`, and scaled here: frame * gain + offset, rounded to the
-    weight's dtype. Four-channel pixels, which `frame_input` has made, are given without. `backwards` lets some start
-    with the last tile, which the op before has written last: a matter of caches only.
+    weight's dtype. Four-channel pixels, which `frame_input` has made, are given without. Who calls again and again keeps
+    `scratch`, memory for such pixels, into which some implementations put them first. `backwards` lets some start with
+    the last tile, which the op before has written last: a matter of caches only.
 
     Shapes:  x [n, h, w, 4], or frames [n, h, w, 3] with gain and offset [3]; weight [k, depth, cout] (see `pack`),
              bias and slopes [cout], result [n, h, w, cout]
@@ -69,29 +71,26 @@ def run(
     def portable(out: Tensor) -> Tensor:
         if takes_reference(weight):
             return out.copy_(reference(x, weight, bias, slopes, gain, offset))
-        from srgan_fast.kernels.head import kernel
-
-        tiles = launch.tiles_for(out, cout)
-        kernel.head_pointer[tiles.grid(n, h, w, tiles.blocks(cout))](
-            x,
-            weight,
-            bias,
-            slopes,
-            bias if gain is None else gain,
-            bias if offset is None else offset,
-            out,
-            h,
-            w,
-            COUT=cout,
-            SIZE=size,
-            FRAMES=gain is not None,
-            BK=depth,
-            **tiles.constants,
-        )
-        return out
+        if gain is None or offset is None:
+            return _triton(x, weight, bias, slopes, out)
+        # Scaled once a pixel, not once for each of the kernel's taps that look at it.
+        pixels = frame_input.run(x, gain, offset, weight.dtype, out=scratch)
+        return _triton(pixels, weight, bias, slopes, out)
 
     offer = sm90.offer(x, weight, bias, slopes, gain, offset, out, backwards=backwards)
     return out if hopper.take(offer, portable, out) else portable(out)
+
+
+def _triton(x: Tensor, weight: Tensor, bias: Tensor, slopes: Tensor, out: Tensor) -> Tensor:
+    from srgan_fast.kernels.head import kernel
+
+    n, h, w, _ = x.shape
+    size, depth, cout = weight.shape
+    tiles = launch.tiles_for(x, cout)
+    kernel.head_pointer[tiles.grid(n, h, w, tiles.blocks(cout))](
+        x, weight, bias, slopes, out, h, w, COUT=cout, SIZE=size, BK=depth, **tiles.constants
+    )
+    return out
 
 
 @torch.library.custom_op("srgan_fast::head", mutates_args=())

@@ -12,42 +12,27 @@ def head_pointer(
     w_ptr,
     b_ptr,
     s_ptr,
-    g_ptr,
-    o_ptr,
     y_ptr,
     H,
     W,
     COUT: tl.constexpr,
     SIZE: tl.constexpr,
-    FRAMES: tl.constexpr,
     BK: tl.constexpr,
     TH: tl.constexpr,
     TW: tl.constexpr,
     BN: tl.constexpr,
 ):
-    """grid (tiles of a frame, blocks of BN outputs, frames); weights [SIZE, BK, COUT], zero beyond SIZE * 4.
-
-    FRAMES have three colours a pixel, which are scaled here; else there are four channels, scaled before.
-    """
+    """grid (tiles of a frame, blocks of BN outputs, frames); weights [SIZE, BK, COUT], zero beyond SIZE * 4."""
     frame = tl.program_id(2).to(tl.int64) * H * W
     rows, columns, valid = tile_pixels(tl.program_id(0), H, W, TH, TW)
     outputs = tl.program_id(1) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
     x = columns[:, None] - SIZE // 2 + (k // 4)[None, :]
-    channels: tl.constexpr = 3 if FRAMES else 4
-    known = (k < SIZE * 4) & (k % 4 < channels)
-    if FRAMES:
-        gain = tl.load(g_ptr + k % 4, mask=known, other=0.0)[None, :]
-        offset = tl.load(o_ptr + k % 4, mask=known, other=0.0)[None, :]
     acc = tl.zeros((TH * TW, BN), dtype=tl.float32)
     for row in range(SIZE):
         y = rows + row - SIZE // 2
-        inside = ((y >= 0) & (y < H))[:, None] & (x >= 0) & (x < W) & known[None, :]
-        place = (y * W)[:, None] + x
-        a = tl.load(x_ptr + frame * channels + place * channels + (k % 4)[None, :], mask=inside, other=0)
-        if FRAMES:
-            # Outside of the frame there are zeros, not what a pixel of zeros becomes.
-            a = tl.where(inside, a.to(tl.float32) * gain + offset, 0.0).to(w_ptr.dtype.element_ty)
+        inside = ((y >= 0) & (y < H))[:, None] & (x >= 0) & (x < W) & (k < SIZE * 4)[None, :]
+        a = tl.load(x_ptr + frame * 4 + (y * W)[:, None] * 4 + x * 4 + (k % 4)[None, :], mask=inside, other=0.0)
         b = tl.load(
             w_ptr + (row * BK + k)[:, None] * COUT + outputs[None, :], mask=(outputs < COUT)[None, :], other=0.0
         )

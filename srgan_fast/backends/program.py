@@ -162,7 +162,11 @@ class _Writer:
         self.buffers[out] = Buffer(1, cout, self.dtype)
         packed = self._module("head").pack(weight).to(self.dtype)
         slopes = self._slopes(activation, cout)
-        self._step("head", {"x": x}, out, weight=packed, bias=bias, slopes=slopes, **scaling)
+        buffers = {"x": x}
+        if scaling:
+            self.buffers["lr"] = Buffer(1, 4, self.dtype)
+            buffers["scratch"] = "lr"
+        self._step("head", buffers, out, weight=packed, bias=bias, slopes=slopes, **scaling)
 
     def _conv(
         self,
