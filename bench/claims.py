@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
+from srgan_fast.bench.figures import ceiling_figures, checked_figures, precision_figures, timed_figures
 from srgan_fast.bench.memory import derive
 from srgan_fast.bench.record import content_id, latency, source_digest
 
@@ -108,6 +108,9 @@ def verify(one: Record, records: Iterable[Record]) -> None:
         if not raw["measured"] < raw["peak"]:
             raise ValueError(f"{name}: expected measured < peak, got {raw}")
         _agree(name, one["derived"], derive(raw))
+        return
+    if one["suite"] == "precision":
+        _agree(name, one["derived"], precision_figures(one["raw"]))
         return
     if one["suite"] in ("gpu", "parts"):
         _agree(name, one["derived"], checked_figures(one["raw"]))

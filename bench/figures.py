@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -84,4 +85,22 @@ def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
         found["least_speedup"] = min(sides["other"] / sides["fast"] for sides in raw["p50_ms"].values())
     if "held_bytes" in raw:
         found["growth_bytes"] = raw["held_bytes"][-1] - raw["held_bytes"][0]
+    return found
+
+
+def precision_figures(raw: Mapping[str, Any]) -> dict[str, float]:
+    """What a precision is worth on a set, as means over its images; `max_error_levels` is the largest, of 255.
+
+    Without `psnr_db_vs_fp32` where a picture is that of fp32.
+    """
+    images = raw["images"]
+
+    def mean(values: Iterable[float]) -> float:
+        return math.fsum(values) / len(images)
+
+    found = {key: mean(each[key] for each in images) for key in ("psnr_db", "ssim")}
+    found["drop_db"] = mean(each["plain_psnr_db"] for each in images) - found["psnr_db"]
+    found["max_error_levels"] = 255 * max(each["max_error"] for each in images)
+    if all(each["mse"] > 0 for each in images):
+        found["psnr_db_vs_fp32"] = mean(-10 * math.log10(each["mse"]) for each in images)
     return found

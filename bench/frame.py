@@ -35,7 +35,13 @@ from srgan_fast.weights import Model, load
 
 # TF32 keeps as many bits as fp16.
 _GATE = {"tf32": "fp16"}
-_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+}
 
 # width x height of LR frames, and frames at once: what `srgan-fast bench` measures on a GPU when nothing is asked for.
 SIZES = ((64, 64), (128, 128), (320, 180), (480, 270), (640, 360), (960, 540), (1920, 1080))
@@ -134,7 +140,9 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
         found["channels_last", "fp16"] = lambda: _plain(model, frames, "fp16", torch.channels_last)
     for backend, entry in BACKENDS.items():
         if isinstance(entry.probe(device), Ok):
-            for precision in precisions:
+            # int8 is a matter of kernels, and of weights that have scales for it.
+            some = (*precisions, "int8") if backend == "fused" and model.calibration is not None else precisions
+            for precision in some:
                 found[backend, precision] = _maker(model, frames, backend, device, precision)
     if ("fused", "fp16") in found and hopper.why_not(torch.device(device)) is None:
         # What the kernels for sm_90a bring.

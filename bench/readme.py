@@ -1,4 +1,5 @@
-"""Writes the tables and the plot of the README, and all tables in docs/measurements.md, from the committed records.
+"""Writes the tables and the plot of the README, all tables in docs/measurements.md, and that of docs/precision.md, from
+the committed records.
 
 usage: python -m srgan_fast.bench.readme [--check]
 """
@@ -12,10 +13,11 @@ from pathlib import Path
 from srgan_fast.bench import plot
 from srgan_fast.bench.claims import Record, Verdict, judge, load_claims, load_records, verify
 from srgan_fast.bench.record import ROOT, source_digest
-from srgan_fast.bench.table import ceiling_line, shape_of, speed_tables, timed_together
+from srgan_fast.bench.table import ceiling_line, precision_table, shape_of, speed_tables, timed_together
 
 README = ROOT / "README.md"
 PLOT, EVERYTHING = ROOT / "docs" / "speed.png", ROOT / "docs" / "measurements.md"
+PRECISION = ROOT / "docs" / "precision.md"
 BEGIN, END = "<!-- made by bench/readme.py: begin -->", "<!-- made by bench/readme.py: end -->"
 
 
@@ -59,7 +61,7 @@ def speeds(records: Iterable[Record]) -> str:
     text, known = "", list(records)
     for table, first in speed_tables(known, with_ids=True):
         env = first["env"]
-        stale = "" if env["sources"] == source_digest(first["suite"]) else "; stale: the sources have changed since"
+        stale = _stale(first)
         text += f"\n{shape_of(first)}, {_on(first)}, {env['threads']} threads, torch {env['torch']}{stale}:\n\n"
         text += table.markdown()
         if line := ceiling_line(one for one in known if one["run"] == first["run"]):
@@ -79,16 +81,37 @@ def gpu_runs(records: Iterable[Record]) -> str:
     return "\n| part of `make gpu` | outcome | where |\n|---|---|---|\n" + "".join(rows)
 
 
+def precisions(records: Iterable[Record]) -> str:
+    """The table of each set and network on which precisions were compared, from its last run."""
+    last: dict[tuple[str, str], list[Record]] = {}
+    for one in records:
+        if one["suite"] == "precision":
+            group = last.setdefault((one["name"], one["set"]), [])
+            last[one["name"], one["set"]] = [*(other for other in group if other["run"] == one["run"]), one]
+    text = ""
+    for (name, images), group in last.items():
+        first = group[0]
+        stale = _stale(first)
+        text += f"\n{name} on {images}, {_on(first)}, torch {first['env']['torch']}{stale}:\n\n"
+        text += precision_table(group, with_ids=True).markdown()
+    return text
+
+
 def filled(text: str) -> str:
-    """A README with the part between its two marks made anew.
+    """A README with the part between its two marks made anew; see `between`."""
+    return between(text, tables(load_records()), README)
+
+
+def between(text: str, made: str, path: Path) -> str:
+    """A document with the part between its two marks replaced.
 
     Raises:  ValueError if it does not have both marks once
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"expected {BEGIN} and {END} once each in {README}")
+        raise ValueError(f"expected {BEGIN} and {END} once each in {path}")
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{tables(load_records())}{END}{after}"
+    return f"{before}{BEGIN}\n{made}{END}{after}"
 
 
 def draw(records: dict[str, Record], path: Path = PLOT) -> None:
@@ -104,6 +127,11 @@ def draw(records: dict[str, Record], path: Path = PLOT) -> None:
         path.unlink()
 
 
+def _stale(one: Record) -> str:
+    current = one["env"]["sources"] == source_digest(one["suite"])
+    return "" if current else "; stale: the sources have changed since"
+
+
 def _is_single(one: Record) -> bool:
     return bool(one["suite"] == "ceiling" or one["shape"]["n"] == 1)
 
@@ -117,12 +145,15 @@ def main() -> None:
     """Write the README and its plot, or with --check only say whether they are fresh."""
     old = README.read_text()
     new, records = filled(old), load_records()
+    compared = between(PRECISION.read_text(), precisions(records.values()), PRECISION)
     if "--check" in sys.argv[1:]:
-        if new != old or EVERYTHING.read_text() != everything(records) or not plot.is_fresh(records.values(), PLOT):
+        pages = old == new and EVERYTHING.read_text() == everything(records) and PRECISION.read_text() == compared
+        if not (pages and plot.is_fresh(records.values(), PLOT)):
             sys.exit("README.md, or what it shows, does not match bench/results; run python -m srgan_fast.bench.readme")
         return
     draw(records)
     EVERYTHING.write_text(everything(records))
+    PRECISION.write_text(compared)
     README.write_text(new)
 
 

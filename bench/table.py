@@ -115,6 +115,28 @@ def memory_table(records: list[Record]) -> Table:
     return Table(title, ("implementation", "peak GiB", "planned/measured", "cut", "difference from uncut"), rows)
 
 
+def precision_table(records: Sequence[Record], *, with_ids: bool = False) -> Table:
+    """What each precision is worth on one set."""
+    rows = []
+    for one in records:
+        derived = one["derived"]
+        figures = [
+            form.format(derived[key]) if key in derived else _NONE
+            for key, form in (
+                ("psnr_db", "{:.3f}"),
+                ("ssim", "{:.4f}"),
+                ("drop_db", "{:.3f}"),
+                ("psnr_db_vs_fp32", "{:.1f}"),
+                ("max_error_levels", "{:.2f}"),
+            )
+        ]
+        said = one["dtype"] if one["quality"]["gate"] == "pass" else f"{one['dtype']}, gate failed"
+        rows.append((said, *figures, *([f"`{one['id']}`"] if with_ids else [])))
+    columns = ["precision", "PSNR dB", "SSIM", "lost dB", "PSNR dB against fp32", "largest error of 255"]
+    first = records[0]
+    return Table(f"{first['name']} on {first['set']}", tuple(columns + ["record"] * with_ids), rows)
+
+
 def where(one: Record) -> str:
     """The machine of a record."""
     env = one["env"]

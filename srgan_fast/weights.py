@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from srgan_fast import community
 from srgan_fast.atomic import atomic
+from srgan_fast.calibration import Calibration, from_metadata, to_metadata
 from srgan_fast.errors import OutputError, UsageError, WeightsError
 from srgan_fast.model import ARCHITECTURES
 
@@ -92,10 +93,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Model:
-    """A network in eval mode, float32, without gradients, and what is known of it."""
+    """A network in eval mode, float32, without gradients, and what is known of it; with scales it also runs in int8."""
 
     network: nn.Module
     info: ModelInfo
+    calibration: Calibration | None = None
 
 
 def bundled() -> list[str]:
@@ -146,10 +148,11 @@ def save(
     assumptions: tuple[str, ...] = (),
     input_range: community.Range = (0.0, 1.0),
     output_range: community.Range = (-1.0, 1.0),
+    calibration: Calibration | None = None,
 ) -> ModelInfo:
     """Write a network atomically: the file is whole or it is not there.
 
-    Raises:  OutputError if it cannot be written
+    Raises:  OutputError if it cannot be written; UsageError for int8 scales of other weights
     """
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in network.state_dict().items()}
     info = ModelInfo(
@@ -164,8 +167,11 @@ def save(
         source=source,
         assumptions=assumptions,
     )
+    if calibration is not None and calibration.weights != info.digest:
+        raise UsageError("expected int8 scales of these weights, got those of others; run srgan-fast calibrate")
     text = json.dumps(asdict(info), sort_keys=True)
-    content = safetensors.torch.save(tensors, {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()})
+    metadata = {_KEY: text, _CHECK: hashlib.sha256(text.encode()).hexdigest()}
+    content = safetensors.torch.save(tensors, metadata | (to_metadata(calibration) if calibration else {}))
     try:
         with atomic(path) as file:
             file.write(content)
@@ -176,17 +182,22 @@ def save(
 
 def convert(source: Path, target: Path, name: str | None = None) -> ModelInfo:
     """Read any recognised checkpoint and write it as a weights file of ours; nothing is written on an error."""
-    model = load(source)
+    return save_model(target, load(source), name or target.stem)
+
+
+def save_model(path: Path, model: Model, name: str | None = None) -> ModelInfo:
+    """Write a model as it was read, its int8 scales too, under its own name or another; see `save`."""
     info = model.info
     return save(
-        target,
+        path,
         model.network,
-        name=name or target.stem,
+        name=name or info.name,
         recipe=info.recipe,
         source=info.source,
         assumptions=info.assumptions,
         input_range=info.input_range,
         output_range=info.output_range,
+        calibration=model.calibration,
     )
 
 
@@ -369,7 +380,7 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
     network = _build(path, info.architecture, info.config, tensors)
     if info.scale != network.scale:
         raise WeightsError(f"the metadata of {path} is damaged (scale {info.scale!r:.20}); fetch the file again")
-    return Model(network, info)
+    return Model(network, info, from_metadata(metadata, network, info.digest, path))
 
 
 def _tuples(value: Any) -> Any:

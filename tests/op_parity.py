@@ -53,6 +53,8 @@ def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
     """Run an op into poisoned memory and compare it with its reference; pixels as well as the floats behind them."""
     package = kernels.load(op)
     arguments = case.inputs(device, dtype)
+    if getattr(package, "EXACT", False):
+        return _judge_exact(package, arguments)
     pixels = arguments.get("dtype") if op == "tail" else None
     floats: Arguments = arguments | ({"dtype": torch.float32} if pixels in LEVELS else {})
     # What plain PyTorch errs is the measure, so it may not round to TF32.
@@ -71,6 +73,30 @@ def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
             judgement.problems.append(f"changed its argument {name}")
     if pixels in LEVELS:
         judgement.problems += _pixels(package.run, arguments, result, pixels)
+    return judgement
+
+
+def _judge_exact(package: Any, arguments: Arguments) -> Judgement:
+    """Every result over two poisons, none of them NaN, which integers do not have: what is not written differs."""
+    also = [name for name in getattr(package, "RESULTS", ()) if arguments.get(name) is not None]
+    theirs = arguments | {name: arguments[name].clone() for name in also}
+    with parity.exact_float32("cuda" if torch.cuda.is_available() else "cpu"):
+        wanted = {"out": package.reference(**theirs), **{name: theirs[name] for name in also}}
+    judgement = Judgement(parity.compare_exact(wanted["out"], wanted["out"]))
+    before = {name: v.clone() for name, v in arguments.items() if isinstance(v, Tensor) and name not in also}
+    for poison in (101, -77):
+        memories = {name: Guarded(value, poison) for name, value in wanted.items()}
+        result = package.run(**arguments | {name: memory.inside for name, memory in memories.items()})
+        if result.data_ptr() != memories["out"].inside.data_ptr():
+            judgement.problems.append("returned other memory than out")
+        for name, memory in memories.items():
+            judgement.problems += memory.problems()
+            report = parity.compare_exact(memory.inside, wanted[name])
+            if judgement.report.passed and not report.passed:
+                judgement.report = report
+    for name, value in before.items():
+        if not torch.equal(value, arguments[name]):
+            judgement.problems.append(f"changed its argument {name}")
     return judgement
 
 

@@ -13,7 +13,7 @@ import os
 import pytest
 import torch
 import triton
-from ahead_of_time import FRAMES, TABLE, Built, Entry, Launch, build, launches
+from ahead_of_time import FRAMES, NETWORK, TABLE, Built, Entry, Launch, build, launches
 
 from srgan_fast import kernels
 from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
@@ -21,14 +21,17 @@ from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
 pytestmark = pytest.mark.skipif(kernels.interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
 
 ARCHITECTURES = sorted(SHARED_LIMIT_KIB)
-# The layers of the SRGAN generator itself, first in the table.
-NETWORK = TABLE[:9]
 # Which tensor cores a generation has, in the words of `Built.instructions`.
 TENSOR_CORES = {80: "mma", 86: "mma", 89: "mma", 90: "wgmma", 100: "tcgen05", 120: "mma"}
+# For int8 sm_100 gets the instructions of older generations from this compiler, and they are slow there.
+INT8_CORES = {sm: "mma_int8" if sm == 100 else f"{name}_int8" for sm, name in TENSOR_CORES.items()}
 # float32 is there for parity and not for speed; on small frames of 128 channels the compiler puts one pair of registers
 # on the stack for another program on the multiprocessor.
 FLOAT32_STACK_BYTES = 8
-WITHOUT_PRODUCTS = ("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer")
+WITHOUT_PRODUCTS = (
+    *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
+    *("tail_sum_pointer", "quantise_int8_pointer"),
+)
 
 
 def selected() -> list[object]:
@@ -66,8 +69,17 @@ def test_kernels_fit_the_architecture(entry: Entry, frame: str, dtype: torch.dty
 
 
 def check_instructions(one: Launch, built: Built, dtype: torch.dtype, sm: int, said: str) -> None:
-    products = {name for name in TENSOR_CORES.values() if built.instructions[name]}
-    if one.name in WITHOUT_PRODUCTS or one.name == "tail_sum_pointer" or dtype == torch.float32:
+    cores = {*TENSOR_CORES.values(), *INT8_CORES.values()}
+    # "wgmma" counts those of every type.
+    counts = built.instructions | {"wgmma": built.instructions["wgmma"] - built.instructions["wgmma_int8"]}
+    products = {name for name in cores if counts[name]}
+    if one.name.endswith("_int8_pointer"):
+        # Equal to the bit by contract: a product and a sum in one instruction would round once less.
+        assert built.instructions["fma"] == 0, said
+    if one.name == "conv3x3_int8_pointer":
+        assert products == {INT8_CORES[sm]}, said
+        assert built.instructions["cp_async"] >= 1, said
+    elif one.name in WITHOUT_PRODUCTS or dtype == torch.float32:
         # float32 means float32: no tensor core multiplies that without rounding to TF32.
         assert not products, said
     else:
@@ -101,6 +113,11 @@ def test_each_architecture_takes_the_kernels_meant_for_it(sm: int, frame: str, d
         "tail: 5x5 from 256, x2": ["tail_rows_pointer", "tail_sum_pointer"] if modern else ["tail_pointer"],
         "pixelshuffle_prelu: 64, x2": ["pixelshuffle_prelu_pointer"],
         "pixelshuffle_prelu: 64, x2, backward": ["pixelshuffle_prelu_backward_pointer"],
+        "quantise_int8: 64": ["quantise_int8_pointer"],
+        "conv3x3_int8: 64 to 64, PReLU, to int8": ["conv3x3_int8_pointer"],
+        "conv3x3_int8: 64 to 64, residual, both": ["conv3x3_int8_pointer"],
+        "conv3x3_int8: 64 to 64, x2, to int8": ["conv3x3_int8_pointer"],
+        "conv3x3_int8: 64 to 256, PReLU": ["conv3x3_int8_pointer"],
     }
 
 
@@ -116,6 +133,15 @@ def test_every_kernel_is_in_the_table() -> None:
             if isinstance(value, triton.runtime.JITFunction) and name.endswith(("_pointer", "_descriptor")):
                 written.add(name)
     assert seen == written
+
+
+def test_a_fused_product_and_sum_is_seen() -> None:
+    """The count of them, on the int8 kernel without the option that forbids them."""
+    entry = next(entry for entry in TABLE if entry.op == "conv3x3_int8")
+    (one,) = launches(entry, FRAMES["large"], torch.float16, 80)
+    assert one.constants["enable_fp_fusion"] is False
+    allowed = dataclasses.replace(one, constants=one.constants | {"enable_fp_fusion": True})
+    assert build(allowed, 80).instructions["fma"] > 0
 
 
 def test_a_spill_is_seen() -> None:

@@ -24,7 +24,7 @@ from srgan_fast.bench.record import ROOT, content_id, latency, record, source_di
 from srgan_fast.bench.timer import interleave
 from srgan_fast.cli.bench import _append, bench
 from srgan_fast.cli.check import check
-from srgan_fast.errors import MemoryBudgetError, OutputError, ParityError, UsageError
+from srgan_fast.errors import InputError, MemoryBudgetError, OutputError, ParityError, UsageError
 from srgan_fast.kernels import parity
 from srgan_fast.weights import load
 
@@ -244,7 +244,11 @@ def test_bench_prints_a_table_and_appends_records(
         ({"size": "128"}, UsageError, "128x128"),
         ({"size": "0x9"}, UsageError, "128x128"),
         ({"runs": 0}, UsageError, "at least 1"),
-        ({"suite": "video"}, UsageError, "train, memory or all"),
+        ({"suite": "video"}, UsageError, "train, memory, precision or all"),
+        ({"suite": "precision"}, UsageError, "expected --hr"),
+        ({"hr": Path("Set5")}, UsageError, "and with it alone"),
+        ({"suite": "precision", "hr": Path("no/such")}, InputError, "expected a folder of images"),
+        ({"suite": "precision", "hr": Path("Set5"), "plot": Path("a.png")}, UsageError, "precision measures none"),
         ({"size": "64x64,12"}, UsageError, "64x64,480x270"),
         ({"batch": "1,0"}, UsageError, "--batch like"),
         ({"suite": "train", "peers": True}, UsageError, "--suite frame"),

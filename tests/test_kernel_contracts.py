@@ -73,6 +73,42 @@ REFUSED = [
     ("pixelshuffle_prelu", {"x": f(2, 9, 7, 64)}, r"expected x of shape \[any, any, any, 256\], got \[2, 9, 7, 64\]"),
     ("pixelshuffle_prelu", {"slopes": f(1, 64)}, r"expected slopes of shape \[any\], got \[1, 64\]"),
     ("pixelshuffle_prelu", {"out": f(2, 9, 7, 64)}, r"expected a contiguous out of shape \[2, 18, 14, 64\]"),
+    ("quantise_int8", {"x": f(9, 17, 64)}, r"expected x of shape \[any, any, any, any\], got \[9, 17, 64\]"),
+    (
+        "quantise_int8",
+        {"x": f(1, 9, 17, 64, dtype=torch.int8)},
+        r"expected x in a floating-point dtype, got torch.int8",
+    ),
+    ("quantise_int8", {"out": f(2, 9, 17, 64)}, r"expected a contiguous out .* in torch.int8, got .*torch.float32"),
+    ("conv3x3_int8", {"x": f(1, 9, 17, 64)}, r"expected x in torch.int8, got torch.float32"),
+    (
+        "conv3x3_int8",
+        {"x": f(1, 9, 17, 24, dtype=torch.int8)},
+        r"int8 takes a multiple of 16 inputs, at most 112, not 24; take conv3x3",
+    ),
+    ("conv3x3_int8", {"x": f(1, 9, 17, 128, dtype=torch.int8)}, r"a multiple of 16 inputs, at most 112, not 128"),
+    ("conv3x3_int8", {"weight": f(9, 64, 64)}, r"expected weight in torch.int8, got torch.float32"),
+    ("conv3x3_int8", {"gain": f(1)}, r"expected gain of shape \[64\], got \[1\]"),
+    ("conv3x3_int8", {"slopes": f(1)}, r"expected slopes of shape \[64\], got \[1\]"),
+    ("conv3x3_int8", {"r": 3}, r"expected a multiple of r\^2 = 9 outputs, got 64"),
+    ("conv3x3_int8", {"dtype": torch.float64}, r"expected a result in int8, float16, bfloat16 or float32, got"),
+    ("conv3x3_int8", {"residual": f(1, 9, 17, 64)}, r"expected a floating-point result beside residual and quantised"),
+    (
+        "conv3x3_int8",
+        {"dtype": torch.float16, "residual": f(1, 9, 17, 64)},
+        r"expected residual in torch.float16, got torch.float32",
+    ),
+    (
+        "conv3x3_int8",
+        {"dtype": torch.float16, "quantised": f(1, 9, 17, 64)},
+        r"expected quantised in torch.int8, got torch.float32",
+    ),
+    (
+        "conv3x3_int8",
+        {"dtype": torch.float16, "quantised": f(1, 17, 9, 64, dtype=torch.int8).transpose(1, 2)},
+        r"expected a contiguous quantised, got strides \[9792, 64, 576, 1\]",
+    ),
+    ("conv3x3_int8", {"out": f(1, 9, 17, 64)}, r"expected a contiguous out .* in torch.int8, got .*torch.float32"),
 ]
 
 
@@ -127,6 +163,18 @@ TOO_LARGE = [
         },
     ),
     ("pixelshuffle_prelu", {"x": m(1, 2**12, 2**11, 256), "slopes": v(64)}),
+    ("quantise_int8", {"x": m(1, 2**13, 2**12, 64), "inverse": 1.0}),
+    (
+        "conv3x3_int8",
+        {
+            "x": m(1, 2**12, 2**11, 64, dtype=torch.int8),
+            "weight": m(9, 64, 256, dtype=torch.int8),
+            "gain": v(256),
+            "bias": v(256),
+            "dtype": torch.int8,
+            "r": 2,
+        },
+    ),
 ]
 
 
@@ -236,7 +284,7 @@ def test_cases_cover_what_breaks_kernels(op: str) -> None:
     for case in cases:
         assert case.floor is None or case.reason, f"{case.name} is looser and does not say why"
     assert len({case.name for case in cases}) == len(cases)
-    if op in ("head", "conv3x3", "conv3x3_shuffle", "pixelshuffle_prelu"):
+    if op in ("head", "conv3x3", "conv3x3_shuffle", "pixelshuffle_prelu", "conv3x3_int8"):
         slopes = torch.cat([arguments["slopes"] for arguments in given if "slopes" in arguments])
         assert slopes.min() < 0
         assert slopes.max() > 1
@@ -259,7 +307,7 @@ def is_power_of_two(value: int) -> bool:
     width=st.integers(1, 9000),
     cin=st.sampled_from([16, 32, 64, 128, 256]) | st.integers(1, 600),
     cout=st.sampled_from([16, 32, 64, 128, 256]) | st.integers(1, 1200),
-    itemsize=st.sampled_from([2, 4]),
+    itemsize=st.sampled_from([1, 2, 4]),
 )
 def test_tiles_fit_every_shape(
     sm: int, processors: int, frames: int, height: int, width: int, cin: int, cout: int, itemsize: int
@@ -277,7 +325,9 @@ def test_tiles_fit_every_shape(
     assert tiles.num_warps in (4, 8)
     # No block is larger than its shape needs.
     assert tiles.outputs < 2 * max(cout, 16)
-    assert tiles.inputs < 2 * max(cin, 16)
+    # Of int8, a product takes 32.
+    assert tiles.inputs < 2 * max(cin, 32 if itemsize == 1 else 16)
+    assert itemsize > 1 or tiles.inputs >= 32
     shared = tiles.num_stages * (tiles.rows * tiles.columns + tiles.outputs) * tiles.inputs * itemsize
     # A descriptor kernel has its residual and its result pass through shared memory as well.
     shared += tiles.descriptors * 2 * tiles.rows * tiles.columns * tiles.outputs * itemsize

@@ -51,6 +51,11 @@ HEAD = "1x7x6, 9x9 to 36"
 HEAD_FRAMES = "1x5x9, uint16, 9x9 to 64"
 TAIL = "2x6x5x64, 5x5, x2, float32"
 PRELU = "1x2x3, 16 channels, x3"
+INT8 = "1x9x17, 64 to 64, slopes, to int8"
+INT8_SHUFFLE = "1x3x4, 32 to 20, x3, slopes, both"
+INT8_BOTH = "2x8x16, 64 to 64, residual, both"
+INT8_WIDE = "1x5x9, 64 to 64, slopes, residual, to float32"
+INT8_LARGEST = "1x4x6, 112 to 48, to float32, extreme"
 
 # Multi-line changes move whole lines, as an editor would.
 _RESIDUAL_LAST = """\
@@ -77,6 +82,19 @@ _DESCRIPTOR_FIRST = """\
             acc += r_desc.load([frame, row, column, output]).reshape(TH * TW, BN).to(tl.float32)
         acc = biased_prelu(acc, b_ptr, s_ptr, output + tl.arange(0, BN), COUT, PRELU)
 """
+_ROUNDED_ONCE = (
+    """\
+    v = acc.to(tl.float32) * tl.load(g_ptr + outputs, mask=channels < C, other=0.0)[None, :]
+    v = v + tl.load(b_ptr + outputs, mask=channels < C, other=0.0)[None, :]
+""",
+    """\
+    v = acc.to(tl.float64) * tl.load(g_ptr + outputs, mask=channels < C, other=0.0)[None, :]
+    v = (v + tl.load(b_ptr + outputs, mask=channels < C, other=0.0)[None, :]).to(tl.float32)
+""",
+)
+_HALF_UP = ("((v + 12582912.0) - 12582912.0).to(tl.int8)", "tl.floor(v + 0.5).to(tl.int8)")
+_CUT_OFF = ("((v + 12582912.0) - 12582912.0).to(tl.int8)", "v.to(tl.int8)")
+_NO_CLAMP = ("    v = tl.minimum(tl.maximum(v, -127.0), 127.0)\n", "")
 _ONE_SLOPE = ("acc * slopes)", "acc * tl.where((outputs == 3)[None, :], 0.9, slopes))")
 _TAP = ("for step in range(KH * KW * blocks):", "for step in range((KH * KW - 1) * blocks):")
 _ROW = ("(rows < H) & (columns < W)", "(rows < H - 1) & (columns < W)")
@@ -229,6 +247,45 @@ MUTATIONS = (
         "mask=(p < pixels)[:, None])",
         "mask=(p < pixels - 1)[:, None])",
     ),
+    Mutation("one tap dropped", "conv3x3_int8", INT8, *_TAP, shared=True),
+    Mutation("one row unwritten", "conv3x3_int8", INT8, *_ROW, shared=True),
+    Mutation("one row written outside of the frame", "conv3x3_int8", INT8, *_OUTSIDE, shared=True),
+    Mutation("sums in 16 bits", "conv3x3_int8", INT8_LARGEST, "acc.to(tl.float32)", "acc.to(tl.int16).to(tl.float32)"),
+    Mutation("product and sum rounded once", "conv3x3_int8", INT8_WIDE, *_ROUNDED_ONCE),
+    Mutation("one scale for all channels", "conv3x3_int8", INT8, "g_ptr + outputs,", "g_ptr + outputs * 0,"),
+    Mutation("bias of the sub-pixel", "conv3x3_int8", INT8_SHUFFLE, "b_ptr + outputs", "b_ptr + channels"),
+    Mutation("residual left out", "conv3x3_int8", INT8_WIDE, "    if RESIDUAL:", "    if RESIDUAL and not RESIDUAL:"),
+    Mutation(
+        "shuffle transposed",
+        "conv3x3_int8",
+        INT8_SHUFFLE,
+        "rows * R + subpixel // R, columns * R + subpixel % R",
+        "rows * R + subpixel % R, columns * R + subpixel // R",
+    ),
+    Mutation(
+        "second result from the value before its rounding",
+        "conv3x3_int8",
+        INT8_BOTH,
+        "to_int8(rounded.to(tl.float32) * inverse)",
+        "to_int8(v * inverse)",
+    ),
+    Mutation(
+        "second result of the first frame", "conv3x3_int8", INT8_BOTH, "q_ptr + offsets", "q_ptr + offsets - frame * C"
+    ),
+    Mutation("half rounded up", "conv3x3_int8", "1x5x8, 16 to 16, half steps", *_HALF_UP, shared=True),
+    Mutation("cut off", "quantise_int8", "1x5x7, 16 channels, half steps", *_CUT_OFF, shared=True),
+    Mutation("half rounded up", "quantise_int8", "1x5x7, 16 channels, half steps", *_HALF_UP, shared=True),
+    Mutation(
+        "down to -128", "quantise_int8", "1x5x7, 16 channels, half steps", "-127.0), 127.0", "-128.0), 127.0", True
+    ),
+    Mutation("no clamp", "quantise_int8", "1x3x5, 20 channels, values of 100 by 0.613", *_NO_CLAMP, shared=True),
+    Mutation(
+        "last values unwritten",
+        "quantise_int8",
+        "2x9x17, 64 channels, values of 1 by 61.7",
+        "to_int8(v), mask=p < values",
+        "to_int8(v), mask=p < values - 1",
+    ),
     Mutation("shuffle transposed", "pixelshuffle_prelu", PRELU, "(y % R) * R + x % R", "(x % R) * R + y % R"),
     Mutation(
         "slope of the next channel",
@@ -373,7 +430,9 @@ def test_every_op_has_mutations() -> None:
 # What a network's picture cannot show: it has only kernels that write the values outside of a frame over memory which
 # is written again before it is read. The guards around an op's own result show it.
 NOT_IN_A_PICTURE = ("one row written outside of the frame",)
-IN_NETWORK = [each for each in MUTATIONS if each.op != "pixelshuffle_prelu" and each.name not in NOT_IN_A_PICTURE]
+# Ops that no network in float16 has; for int8 see test_int8.py.
+NOT_IN_A_NETWORK = ("pixelshuffle_prelu", "conv3x3_int8", "quantise_int8")
+IN_NETWORK = [each for each in MUTATIONS if each.op not in NOT_IN_A_NETWORK and each.name not in NOT_IN_A_PICTURE]
 # Faults in what only the other network does, besides those of frame_input: a frame added to the picture, more inputs
 # than one block, values above 1.
 COMPACT = ("base of the next colour", "half of the inputs", "no clamp at one")

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "srgan_fast"
 LAYERS = [
     {"errors", "atomic"},
     {"model", "resize", "memory", "graph", "kernels"},
-    {"weights", "community", "layers", "features", "image", "rewrite", "tiling"},
+    {"calibration", "weights", "community", "layers", "features", "image", "rewrite", "tiling"},
     {"backends"},
     {"upscaler"},
     {"evaluate"},

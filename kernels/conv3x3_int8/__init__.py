@@ -25,7 +25,16 @@ from srgan_fast.kernels.conv3x3_int8.reference import conv3x3_int8 as reference
 from srgan_fast.kernels.quantise_int8 import LEVELS
 
 __all__ = [
-    *("BENCH_CASES", "CASES", "EXACT", "RESULTS", "bytes_moved", "conv3x3_int8", "flops", "pack", "reference", "run"),
+    "BENCH_CASES",
+    "CASES",
+    "EXACT",
+    "RESULTS",
+    "bytes_moved",
+    "conv3x3_int8",
+    "flops",
+    "pack",
+    "reference",
+    "run",
     "why_not",
 ]
 
@@ -47,6 +56,8 @@ def why_not(cin: int) -> str | None:
 def pack(weight: Tensor, bias: Tensor, scale: float, result_scale: float = 1.0, r: int = 1) -> dict[str, Tensor]:
     """The weight, gain and bias of `run` for a convolution of floats: int8 weights with one scale an output channel.
 
+    A channel's largest weight is 127 steps.
+
     `scale` is what one step of the input is worth; `result_scale` that of an int8 result, 1 for a floating-point one.
 
     Shapes:  weight [r^2*c, cin, 3, 3], bias [r^2*c] -> weight [9, cin, r^2*c], gain and bias [r^2*c], columns in the
@@ -54,10 +65,10 @@ def pack(weight: Tensor, bias: Tensor, scale: float, result_scale: float = 1.0, 
     Dtypes:  computed in float64, gain and bias rounded once to float32
     """
     outputs, cin, _, _ = weight.shape
-    wide = weight.double()
-    steps = wide.abs().amax((1, 2, 3)) / LEVELS
+    wide = weight.double().reshape(outputs, cin, 9)
+    steps = wide.abs().amax((1, 2)) / LEVELS
     steps = torch.where(steps > 0, steps, torch.ones_like(steps))  # weights that are all zero
-    whole = torch.round(wide / steps.view(-1, 1, 1, 1)).clamp(-LEVELS, LEVELS).to(torch.int8)
+    whole = _rounded(wide / steps.view(-1, 1, 1)).clamp(-LEVELS, LEVELS).to(torch.int8)
     columns = whole.reshape(outputs // (r * r), r * r, cin, 9).permute(3, 2, 1, 0).reshape(9, cin, outputs)
 
     def ordered(vector: Tensor) -> Tensor:
@@ -65,6 +76,19 @@ def pack(weight: Tensor, bias: Tensor, scale: float, result_scale: float = 1.0, 
 
     gain, offset = steps * scale / result_scale, bias.double() / result_scale
     return {"weight": columns.contiguous(), "gain": ordered(gain), "bias": ordered(offset)}
+
+
+def _rounded(kernels: Tensor) -> Tensor:
+    """Whole numbers, each next to its own, whose sum over a kernel is next to the kernel's: [o, i, taps].
+
+    Maps are smooth, so errors of one sign add up over the taps, and in a bright frame over the inputs too: it is the
+    sum that shows in the picture. The weights with the largest remainders go up.
+    """
+    low = kernels.floor()
+    remainders = kernels - low
+    up = torch.round(remainders.sum(-1, keepdim=True))
+    rank = remainders.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return low + (rank < up)
 
 
 def run(

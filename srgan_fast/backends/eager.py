@@ -33,13 +33,15 @@ def probe(device: str) -> Ok:
 def choose_precision(precision: str, device: str) -> str:
     """What `auto` means on a device: fp16 on a GPU, bf16 on a CPU with AMX, where it is measured to pay, else fp32.
 
-    Raises:  UsageError for an unknown name; BackendUnavailable for fp16 on a CPU
+    Raises:  UsageError for an unknown name; BackendUnavailable for fp16 on a CPU, and for int8
     """
     if precision == "auto" and device != "cpu":
         return "fp16"
     if precision == "auto":
         amx = device == "cpu" and torch.cpu._is_amx_tile_supported()
         return "bf16" if amx else "fp32"
+    if precision == "int8":
+        raise BackendUnavailable("int8 is for the backend fused on an NVIDIA GPU; take fp32, bf16 or fp16")
     if precision not in _DTYPES:
         raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, got {precision!r}")
     if precision == "fp16" and device == "cpu":

@@ -31,7 +31,8 @@ from srgan_fast.rewrite import folded, without_last_shuffle
 from srgan_fast.tiling import Footprint
 from srgan_fast.weights import Model
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+# int8 is that of the convolutions between the ends; what is not in it is in float16.
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
 # Tiles of one frame come in up to nine sizes: at its corners, its sides, inside.
 _MOST_GRAPHS = 16
 # Odd, and larger than a tile of the kernels both ways, with pixels left over.
@@ -73,13 +74,20 @@ class FusedBackend:
         answer = why_not_triton(self.device)
         if answer is not None:
             raise BackendUnavailable(f"backend fused is not available: {answer[0]}; {answer[1]}")
+        if self.precision == "int8" and model.calibration is None:
+            raise BackendUnavailable(
+                f"int8 is not available for {model.info.name}: its file has no int8 scales; make one that has them with"
+                " srgan-fast calibrate"
+            )
+        calibration = model.calibration if self.precision == "int8" else None
         network = without_last_shuffle(folded(model.network))
         try:
             # Not inference tensors, even if the caller is in that mode: those do not say when they were written to.
             with torch.inference_mode(False):
-                self.program: Program = walk(network, model.info, _DTYPES[self.precision], self.device)
+                self.program: Program = walk(network, model.info, _DTYPES[self.precision], self.device, calibration)
         except Unsupported as error:
-            raise BackendUnavailable(f"backend fused does not cover this network: {error}; take eager") from error
+            instead = "eager" if calibration is None else "fp16"
+            raise BackendUnavailable(f"backend fused does not cover this network: {error}; take {instead}") from error
         self.stream = graph.stream_for(self.device)
         self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._ready: OrderedDict[tuple[int, int, int, torch.dtype], _Ready] = OrderedDict()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from srgan_fast import kernels
+from srgan_fast.calibration import Calibration, quantised_layers
 from srgan_fast.community import Range, bounds
 from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.model import Generator, SRVGGNetCompact, has_global_layers
@@ -68,8 +69,17 @@ class Program:
         return max(buffer.scale**2 * buffer.channels for buffer in self.buffers.values())
 
 
-def walk(network: nn.Module, info: ModelInfo, dtype: torch.dtype, device: torch.device) -> Program:
+def walk(
+    network: nn.Module,
+    info: ModelInfo,
+    dtype: torch.dtype,
+    device: torch.device,
+    calibration: Calibration | None = None,
+) -> Program:
     """The program of a network that `rewrite` has folded and rid of its last shuffle.
+
+    With a calibration the convolutions between the first and the last are in int8, and `dtype` is that of the rest: of
+    the ends, and of the stream that residuals are added to.
 
     Raises:  Unsupported for networks and layers that have no kernels
     """
@@ -77,6 +87,8 @@ def walk(network: nn.Module, info: ModelInfo, dtype: torch.dtype, device: torch.
         raise Unsupported("instance normalisation looks at the whole frame")
     with torch.no_grad():
         writer = _Writer(info, dtype, device)
+        if calibration is not None:
+            writer = _Int8Writer(info, dtype, device, network, calibration)
         if isinstance(network, Generator):
             writer.generator(network)
         elif isinstance(network, SRVGGNetCompact):
@@ -98,7 +110,6 @@ class _Writer:
 
     def generator(self, network: Generator) -> None:
         """SRResNet: head, blocks in place on one buffer, long skip, sub-pixel stages, tail."""
-        width = network.config.width
         head: Any = network.head
         skip: Any = network.skip
         upsample: Any = network.upsample
@@ -107,26 +118,22 @@ class _Writer:
             raise Unsupported("separable convolutions have no kernels")
         if not len(network.upsample):
             raise Unsupported("a network without a sub-pixel stage has no kernels")
-        self._head(head[0], head[1], "frames", "skip", **self.scaling)
+        readers = [*(block.conv1 for block in blocks), skip[0]]
+        self._head(head[0], head[1], "frames", "skip", reader=readers[0], **self.scaling)
         x = "skip"
-        for block in blocks:
-            self._conv(block.conv1, block.prelu, x, "inner")
-            self._conv(block.conv2, None, "inner", "trunk", residual=x)
+        for block, reader in zip(blocks, readers[1:], strict=True):
+            self._conv(block.conv1, block.prelu, x, "inner", reader=block.conv2)
+            self._conv(block.conv2, None, "inner", "trunk", residual=x, reader=reader)
             x = "trunk"
         end = skip[1] if isinstance(skip[1], nn.PReLU) else None
         # In place on the skip, except where the convolution itself reads it.
         out = "skip" if x != "skip" else "trunk"
-        self._conv(skip[0], end, x, out, residual="skip")
-        x, scale = out, 1
         *stages, last = upsample
-        for stage in stages:
+        self._conv(skip[0], end, x, out, residual="skip", reader=upsample[0].conv)
+        x, scale = out, 1
+        for stage, following in zip(stages, upsample[1:], strict=True):
             scale *= 2
-            weight, bias = self._module("conv3x3_shuffle").pack(*self._weights(stage.conv), 2)
-            self.buffers[f"up{scale}"] = Buffer(scale, width, self.dtype)
-            slopes = self._slopes(stage.prelu, width)
-            self._step(
-                "conv3x3_shuffle", {"x": x}, f"up{scale}", weight=weight.to(self.dtype), bias=bias, slopes=slopes, r=2
-            )
+            self._stage(stage.conv, stage.prelu, x, f"up{scale}", scale=scale, reader=following.conv)
             x = f"up{scale}"
         self._conv(last.conv, last.prelu, x, "maps", scale=scale)
         output: Any = network.output
@@ -135,18 +142,21 @@ class _Writer:
     def compact(self, network: SRVGGNetCompact) -> None:
         """A chain of convolutions from one buffer to another and back."""
         layers: Any = list(network.body)
+        convs = layers[2::2]
         # Scaled by themselves: the tail adds them too.
         self.buffers["lr"] = Buffer(1, 4, self.dtype)
         self._step("frame_input", {"frames": "frames"}, "lr", dtype=self.dtype, **self.scaling)
-        self._head(layers[0], layers[1], "lr", "even")
+        self._head(layers[0], layers[1], "lr", "even", reader=convs[0] if convs else None)
         x = "even"
-        for conv, activation in zip(layers[2::2], layers[3::2], strict=True):
+        for conv, activation, reader in zip(convs, layers[3::2], [*convs, None][1:], strict=True):
             out = "odd" if x == "even" else "even"
-            self._conv(conv, activation, x, out)
+            self._conv(conv, activation, x, out, reader=reader)
             x = out
         self._tail(network.output, x=x, scale=1, r=network.scale, tanh=False, base="lr")
 
-    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, **scaling: Tensor) -> None:
+    # What follows is told who reads its result: int8 needs that one's scale, floats do not.
+
+    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, *, reader: Any, **scaling: Tensor) -> None:
         weight, bias = self._weights(conv)
         cout = weight.shape[0]
         self.buffers[out] = Buffer(1, cout, self.dtype)
@@ -155,17 +165,30 @@ class _Writer:
         self._step("head", {"x": x}, out, weight=packed, bias=bias, slopes=slopes, **scaling)
 
     def _conv(
-        self, conv: Any, activation: nn.Module | None, x: str, out: str, *, residual: str | None = None, scale: int = 1
+        self,
+        conv: Any,
+        activation: nn.Module | None,
+        x: str,
+        out: str,
+        *,
+        residual: str | None = None,
+        scale: int = 1,
+        reader: Any = None,
     ) -> None:
-        weight, bias = self._weights(conv)
+        weight, bias = self._weights3x3(conv)
         cout = weight.shape[0]
-        if tuple(weight.shape[2:]) != (3, 3):
-            raise Unsupported(f"a convolution of {tuple(weight.shape[2:])} inside the network has no kernel")
         self.buffers[out] = Buffer(scale, cout, self.dtype)
         constants = {"weight": self._module("conv3x3").pack(weight).to(self.dtype), "bias": bias}
         if activation is not None:
             constants["slopes"] = self._slopes(activation, cout)
         self._step("conv3x3", {"x": x} | ({"residual": residual} if residual else {}), out, **constants)
+
+    def _stage(self, conv: Any, activation: nn.Module, x: str, out: str, *, scale: int, reader: Any) -> None:
+        weight, bias = self._module("conv3x3_shuffle").pack(*self._weights3x3(conv), 2)
+        channels = bias.numel() // 4
+        self.buffers[out] = Buffer(scale, channels, self.dtype)
+        slopes = self._slopes(activation, channels)
+        self._step("conv3x3_shuffle", {"x": x}, out, weight=weight.to(self.dtype), bias=bias, slopes=slopes, r=2)
 
     def _tail(self, conv: Any, *, x: str, scale: int, r: int, tanh: bool, base: str | None) -> None:
         weight, bias = self._weights(conv)
@@ -194,6 +217,12 @@ class _Writer:
         bias = conv.bias if conv.bias is not None else torch.zeros(weight.shape[0])
         return weight, self._vector(bias)
 
+    def _weights3x3(self, conv: Any) -> tuple[Tensor, Tensor]:
+        weight, bias = self._weights(conv)
+        if tuple(weight.shape[2:]) != (3, 3):
+            raise Unsupported(f"a convolution of {tuple(weight.shape[2:])} inside the network has no kernel")
+        return weight, bias
+
     def _slopes(self, activation: nn.Module, channels: int) -> Tensor:
         if isinstance(activation, nn.PReLU):
             return self._vector(activation.weight.expand(channels))
@@ -209,6 +238,87 @@ class _Writer:
 
     def _vector(self, values: Tensor) -> Tensor:
         return values.detach().to(self.device, torch.float32).contiguous()
+
+
+class _Int8Writer(_Writer):
+    """The same with int8 between the ends: beside a buffer of floats, or in its place, lies one of int8.
+
+    A result with a residual is kept in floats for the next residual, and quantised for its reader besides. Any other
+    result is quantised alone, or has no reader and is the tail's.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        dtype: torch.dtype,
+        device: torch.device,
+        network: nn.Module,
+        calibration: Calibration,
+    ) -> None:
+        super().__init__(info, dtype, device)
+        self._scales = {conv: calibration.scales[name] for name, conv in quantised_layers(network).items()}
+
+    def _head(self, conv: Any, activation: nn.Module, x: str, out: str, *, reader: Any, **scaling: Tensor) -> None:
+        super()._head(conv, activation, x, out, reader=reader, **scaling)
+        if reader is not None:
+            self.buffers[_whole(out)] = Buffer(1, self.buffers[out].channels, torch.int8)
+            self._step("quantise_int8", {"x": out}, _whole(out), inverse=self._inverse(reader))
+
+    def _conv(
+        self,
+        conv: Any,
+        activation: nn.Module | None,
+        x: str,
+        out: str,
+        *,
+        residual: str | None = None,
+        scale: int = 1,
+        reader: Any = None,
+    ) -> None:
+        self._whole_conv(conv, activation, x, out, residual=residual, scale=scale, reader=reader, r=1)
+
+    def _stage(self, conv: Any, activation: nn.Module, x: str, out: str, *, scale: int, reader: Any) -> None:
+        self._whole_conv(conv, activation, x, out, residual=None, scale=scale, reader=reader, r=2)
+
+    def _whole_conv(
+        self,
+        conv: Any,
+        activation: nn.Module | None,
+        x: str,
+        out: str,
+        *,
+        residual: str | None,
+        scale: int,
+        reader: Any,
+        r: int,
+    ) -> None:
+        op = self._module("conv3x3_int8")
+        weight, bias = self._weights3x3(conv)
+        if (reason := op.why_not(weight.shape[1])) is not None:
+            raise Unsupported(reason)
+        channels = weight.shape[0] // (r * r)
+        alone = reader is not None and residual is None
+        constants = op.pack(weight, bias, self._scales[conv], self._scales[reader] if alone else 1.0, r)
+        constants |= {"dtype": torch.int8 if alone else self.dtype, "r": r}
+        if activation is not None:
+            constants["slopes"] = self._slopes(activation, channels)
+        buffers = {"x": _whole(x)} | ({"residual": residual} if residual else {})
+        result = _whole(out) if alone else out
+        self.buffers[result] = Buffer(scale, channels, constants["dtype"])
+        if reader is not None and not alone:
+            buffers["quantised"] = _whole(out)
+            self.buffers[_whole(out)] = Buffer(scale, channels, torch.int8)
+            constants["inverse"] = self._inverse(reader)
+        self._step("conv3x3_int8", buffers, result, **constants)
+
+    def _inverse(self, reader: Any) -> float:
+        """1 over the scale of what a convolution reads, as a float32 value."""
+        return torch.tensor(1 / self._scales[reader], dtype=torch.float32).item()
+
+
+def _whole(buffer: str) -> str:
+    """The buffer of int8 that belongs to one of floats."""
+    return f"{buffer}_int8"
 
 
 @dataclass(frozen=True)

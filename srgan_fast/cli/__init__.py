@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-from srgan_fast.cli import bench, check, convert, data, evaluate, train, upscale
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, train, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ app.command()(upscale.upscale)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
 app.command()(convert.convert)
+app.command()(calibrate.calibrate)
 app.command()(check.check)
 app.command()(bench.bench)
 app.add_typer(data.app, name="data")

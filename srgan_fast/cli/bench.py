@@ -15,7 +15,9 @@ import typer
 
 from srgan_fast.errors import OutputError, UsageError
 
+# precision needs images, so `all` does without it.
 _SUITES = ("kernel", "frame", "train", "memory")
+_PRECISION = "precision"
 _DEFAULT_SIZE = (128, 128)
 
 
@@ -33,6 +35,8 @@ class _Asked:
     compiled: bool
     compile_limit_s: float
     peers: bool
+    hr: Path | None
+    lr: Path | None
 
 
 def bench(
@@ -41,7 +45,7 @@ def bench(
         str,
         typer.Option(
             help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
-            " of its own) or all."
+            " of its own) or all of these; precision (what each loses on the images of --hr, emulated)."
         ),
     ] = "frame",
     size: Annotated[
@@ -65,6 +69,13 @@ def bench(
     peers: Annotated[
         bool, typer.Option("--peers", help="frame: onnxruntime, OpenVINO and spandrel too, where installed.")
     ] = False,
+    hr: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="precision: original images.", readable=False)
+    ] = None,
+    lr: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="precision: their LR; made from them otherwise.", readable=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
     ] = None,
@@ -75,14 +86,16 @@ def bench(
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
     if runs < 1:
         raise UsageError(f"expected --runs of at least 1, got {runs}; 5 is the default")
-    if suite not in (*_SUITES, "all"):
-        raise UsageError(f"expected --suite {', '.join(_SUITES)} or all, got {suite!r}")
+    if suite not in (*_SUITES, _PRECISION, "all"):
+        raise UsageError(f"expected --suite {', '.join((*_SUITES, _PRECISION))} or all, got {suite!r}")
+    if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
+        raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
     if suite not in ("memory", "all") and (memory is not None or precision != "auto"):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
     if suite not in ("frame", "all") and (compiled or peers):
         raise UsageError("--compile and --peers belong to --suite frame")
-    if plot is not None and suite == "memory":
-        raise UsageError("--plot shows speeds; --suite memory measures none")
+    if plot is not None and suite in ("memory", _PRECISION):
+        raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
     for option, path in (("--json", out), ("--plot", plot)):
         _refuse(option, path)
@@ -91,7 +104,7 @@ def bench(
         from srgan_fast.bench.plot import require
 
         require()
-    asked = _Asked(model, sizes, batches, runs, device, precision, memory, compiled, compile_limit_s, peers)
+    asked = _Asked(model, sizes, batches, runs, device, precision, memory, compiled, compile_limit_s, peers, hr, lr)
     records: list[dict[str, Any]] = []
     for each in _SUITES if suite == "all" else (suite,):
         for some in _measured(each, asked):
@@ -111,6 +124,11 @@ def bench(
 
 def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
     """The records of a suite, what was timed together in one list, as soon as it is there."""
+    if asked.hr is not None:
+        from srgan_fast.bench.precision import measure
+
+        yield measure(asked.model, asked.hr, asked.lr)
+        return
     if suite == "memory":
         from srgan_fast.bench import memory
 
@@ -174,10 +192,13 @@ def _batches(batch: str | None) -> list[int]:
 
 
 def _print(records: list[dict[str, Any]]) -> None:
-    from srgan_fast.bench.table import memory_table, speed_tables
+    from srgan_fast.bench.table import memory_table, precision_table, speed_tables
 
-    peaks = [one for one in records if one["suite"] == "memory"]
-    for table in [*([memory_table(peaks)] if peaks else []), *(table for table, _ in speed_tables(records))]:
+    tables = [table for table, _ in speed_tables(records)]
+    for suite, make in (("memory", memory_table), (_PRECISION, precision_table)):
+        if some := [one for one in records if one["suite"] == suite]:
+            tables.append(make(some))
+    for table in tables:
         print(table.text())
 
 

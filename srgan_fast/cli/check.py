@@ -156,7 +156,7 @@ def _fused_parity() -> list[tuple[str, bool]]:
     if isinstance(fused.probe(device), Unavailable):
         return []
     outcomes = []
-    for precision in ("fp16", "bf16", "fp32"):
+    for precision in ("fp16", "bf16", "fp32", "int8"):
         try:
             said = [str(outcome) for outcome in fused.FusedBackend(load("srresnet_x4"), device, precision).check]
             print(f"parity fused {precision} on {device}: {'; '.join(said)}")

@@ -31,7 +31,7 @@ def upscale(
     scale: Annotated[int | None, typer.Option(help="Refuse a model of another scale.")] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `srgan-fast check` lists.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16; fp16 on a GPU.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, bf16; fp16 and int8 on a GPU.")] = "auto",
     tile: Annotated[int | None, typer.Option(help="Tile size in LR pixels; changes no pixel of the result.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory budget of the process, such as 2G.")] = None,
     format: Annotated[

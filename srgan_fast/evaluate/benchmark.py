@@ -67,7 +67,7 @@ def evaluate(
     scores: dict[str, list[Score]] = {name: [] for name in names}
     for path in files:
         lr_file = None if lr_files is None else lr_files[path]
-        hr, lr = _pixels(path, lr_file, factor)
+        hr, lr = pixels(path, lr_file, factor)
         sr = upscale(lr)
         try:
             found = {name: score(hr, sr, name, factor) for name in names}
@@ -179,7 +179,7 @@ def _method(
     return upscaler.model.info.name, upscaler.scale, upscaler.precision, run
 
 
-def _pixels(hr_file: Path, lr_file: Path | None, scale: int) -> tuple[Tensor, Tensor]:
+def pixels(hr_file: Path, lr_file: Path | None, scale: int) -> tuple[Tensor, Tensor]:
     """HR, cropped to a multiple of the scale, and its LR."""
     hr = read_rgb(hr_file)
     height, width = (side // scale * scale for side in hr.shape[-2:])
