@@ -42,9 +42,9 @@ def run(
     """Convolve NHWC frames by the fastest implementation that their device has.
 
     Frames as they come are given with `gain` and `offset`, and scaled here: frame * gain + offset, rounded to the
-    weight's dtype. Four-channel pixels, which `frame_input` has made, are given without. Who calls again and again keeps
-    `scratch`, memory for such pixels, into which some implementations put them first. `backwards` lets some start with
-    the last tile, which the op before has written last: a matter of caches only.
+    weight's dtype. Four-channel pixels, which `frame_input` has made, are given without. Who calls again and again
+    keeps `scratch`, memory for such pixels, into which some implementations put them first. `backwards` lets some start
+    with the last tile, which the op before has written last: a matter of caches only.
 
     Shapes:  x [n, h, w, 4], or frames [n, h, w, 3] with gain and offset [3]; weight [k, depth, cout] (see `pack`),
              bias and slopes [cout], result [n, h, w, cout]
