@@ -128,12 +128,14 @@ def runtime_for(device: torch.device) -> Runtime | None:
     """The runtime of a device; None where there is a reason against it."""
     if why_not(device) is not None:
         return None
-    return _emulated.get() if device.type == "cpu" else _gpu(torch.device(device.type, device.index or 0))
+    if device.type == "cpu":
+        return _emulated.get()
+    return _gpu(torch.cuda.current_device() if device.index is None else device.index)
 
 
 @cache
-def _gpu(device: torch.device) -> Runtime:
-    return driver.Gpu(device)
+def _gpu(index: int) -> Runtime:
+    return driver.Gpu(torch.device("cuda", index))
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class _Memory:
     trusted: dict[Specialisation, str | None] = field(default_factory=dict)
     slower: dict[str, bool] = field(default_factory=dict)
     seen: set[str] = field(default_factory=set)
+    networks: list[str] = field(default_factory=list)
     calls: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -199,6 +202,8 @@ def take(offer: Offer | str, rival: Callable[[Tensor], object], out: Tensor) -> 
         offer.call(out)
         return True
     memory = _memory(offer.runtime)
+    if out.is_cuda and torch.cuda.is_current_stream_capturing() and not _settled(memory, offer):
+        return False  # finding out takes launches that are no part of what is captured
     with memory.lock:
         if not all(_trusted(memory, offer.runtime, kernel) for kernel in offer.kernels):
             return False
@@ -214,6 +219,11 @@ def take(offer: Offer | str, rival: Callable[[Tensor], object], out: Tensor) -> 
         # Once for each shape, so that what fails has a name; later an error shows wherever the host waits next.
         offer.runtime.check(offer.what)
     return True
+
+
+def _settled(memory: _Memory, offer: Offer) -> bool:
+    known_kernels = all(kernel.source in memory.trusted for kernel in offer.kernels)
+    return known_kernels and (forced() is not None or offer.what in memory.slower)
 
 
 def launch(
@@ -278,8 +288,18 @@ def checks(device: torch.device) -> dict[str, str | None]:
 
 
 def failures(device: torch.device) -> list[str]:
-    """What has failed its check on a device in this process so far."""
-    return [said for said in checks(device).values() if said]
+    """What has failed its check on a device in this process so far: kernels, and networks of them."""
+    runtime = runtime_for(device)
+    networks = [] if runtime is None else _memory(runtime).networks
+    return [said for said in checks(device).values() if said] + networks
+
+
+def complain(device: torch.device, said: str) -> None:
+    """Say, and remember among the failures, what is wrong with a whole network of these kernels on a device."""
+    _log.warning("the Triton kernels run in the place of all for sm_90: %s", said)
+    runtime = runtime_for(device)
+    if runtime is not None:
+        _memory(runtime).networks.append(said)
 
 
 def calls(device: torch.device) -> int:
@@ -302,16 +322,17 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     scratch = torch.empty_like(out)
     runs: tuple[Callable[[Tensor], object], ...] = (offer.call, rival)
     times: tuple[list[float], list[float]] = ([], [])
-    for number in range(_ROUNDS + 1):
-        for run, taken in zip(runs, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            start.record()
-            for _ in range(_CALLS):
-                run(scratch)
-            end.record()
-            end.synchronize()
-            if number:  # the first round compiles and loads
-                taken.append(start.elapsed_time(end))
+    with torch.cuda.device(out.device):
+        for number in range(_ROUNDS + 1):
+            for run, taken in zip(runs, times, strict=True):
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                start.record()
+                for _ in range(_CALLS):
+                    run(scratch)
+                end.record()
+                end.synchronize()
+                if number:  # the first round compiles and loads
+                    taken.append(start.elapsed_time(end))
     mine, theirs = (sorted(taken)[_ROUNDS // 2] for taken in times)
     _log.info("%s: %.1f us, by triton %.1f us", offer.what, 1e3 * mine / _CALLS, 1e3 * theirs / _CALLS)
     return mine > theirs

@@ -83,3 +83,21 @@ with kernels.only("sm90"):
     done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, cwd=Path(__file__).parent)
     assert done.returncode != 0
     assert "DriverError: conv3x3 of 1x9x17" in done.stderr, done.stderr
+
+
+def test_a_capture_of_what_has_not_run_yet_finds_nothing_out(gpu: torch.device) -> None:
+    """A check or a timing inside would be captured too, or break the capture: the Triton kernel runs instead."""
+    op = kernels.load("conv3x3")
+    arguments = next(case for case in op.CASES if case.name == "1x9x17, 64 to 64, slopes channel").inputs(
+        str(gpu), torch.float16
+    )
+    arguments["x"] = arguments["x"].repeat(1, 3, 5, 1)  # a shape that no other test has
+    with kernels.only("triton"):
+        want = op.run(**arguments)
+    before, out = hopper.calls(gpu), torch.empty_like(want)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        op.run(**arguments, out=out)
+    graph.replay()
+    assert torch.equal(out, want)
+    assert hopper.calls(gpu) == before

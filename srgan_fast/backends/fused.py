@@ -92,6 +92,7 @@ class FusedBackend:
         self._memory = torch.empty(0, dtype=torch.uint8, device=self.device)
         self._ready: OrderedDict[tuple[int, int, int, torch.dtype], _Ready] = OrderedDict()
         self._enqueue = threading.Lock()
+        self._only: str | None = None  # the implementation that ops are held to; None is the fastest
         self.footprint = self._measured(receptive_radius(model.network))
         try:
             self.check = self._self_check(model)
@@ -102,7 +103,8 @@ class FusedBackend:
         """See `Backend.run`; bands save nothing here, where the maps lie in memory that is reused."""
         # The lock covers launches, microseconds, and never waits for the GPU: three launches of one call must not have
         # another call's between them. Whose they are then, the stream keeps apart.
-        with self._enqueue, torch.inference_mode(), self._on_stream(frames, out):
+        held = only(self._only) if self._only else nullcontext()
+        with self._enqueue, torch.inference_mode(), self._on_stream(frames, out), held:
             ready = self._prepared(frames.shape, frames.dtype)
             ready.frames.copy_(frames)
             ready.replay()
@@ -156,30 +158,36 @@ class FusedBackend:
         shape = (len(frames), height * self.info.scale, width * self.info.scale, 3)
         want = torch.empty(shape, device=self.device)
         EagerBackend(model, str(self.device), "fp32").run(frames, want, band=height)
-        outcomes = []
         # By each way that there is: which one is faster for frames of some size shows only with those.
         ways = ("triton",) if hopper.why_not(self.device) else ("sm90", "triton")
+        outcomes: list[Agreement] = []
         for way, (tiles, processors) in itertools.product(ways, (("large", 1), ("small", 1 << 30))):
             with only(way), launch.pretend(processors):
-                self._poison(frames)
-                got = self._result(frames, shape, torch.float32)
-                outcome = agree(got, want, self.precision)
-                said = "" if outcome.passed else str(outcome)
-                if outcome.passed:
-                    pixels = self._result((frames * 255).round().to(torch.uint8), shape, torch.uint8)
-                    # A reduced precision may put a value on the other side of a rounding edge, but not many.
-                    off = (pixels.int() - quantise(got, torch.uint8).int()).abs()
-                    if off.max() > 1 or (off > 0).float().mean() > _OFF_SHARE:
-                        said = "its uint8 pixels are not its floats rounded"
+                outcome, said = self._compared(frames, want)
             self._ready.clear()  # the next ones are captured with other tiles
-            if said:
-                raise BackendUnavailable(
-                    "backend fused disagrees with eager on this device"
-                    f" ({way}, {tiles} tiles, {self.precision}: {said});"
-                    " take eager, and report it with srgan-fast check --report"
-                )
-            outcomes.append(outcome)
+            if not said:
+                outcomes.append(outcome)
+                continue
+            said = f"disagrees with eager on this device ({way}, {tiles} tiles, {self.precision}: {said})"
+            if way == ways[-1]:
+                raise BackendUnavailable(f"backend fused {said}; take eager, and report it: srgan-fast check --report")
+            hopper.complain(self.device, f"{model.info.name} {said}")
+            self._only = ways[-1]
         return tuple(outcomes)
+
+    def _compared(self, frames: Tensor, want: Tensor) -> tuple[Agreement, str]:
+        """How this backend's result agrees with `want`, and what is wrong with it, or an empty text."""
+        self._poison(frames)
+        got = self._result(frames, want.shape, torch.float32)
+        outcome = agree(got, want, self.precision)
+        if not outcome.passed:
+            return outcome, str(outcome)
+        pixels = self._result((frames * 255).round().to(torch.uint8), want.shape, torch.uint8)
+        # A reduced precision may put a value on the other side of a rounding edge, but not many.
+        off = (pixels.int() - quantise(got, torch.uint8).int()).abs()
+        if off.max() > 1 or (off > 0).float().mean() > _OFF_SHARE:
+            return outcome, "its uint8 pixels are not its floats rounded"
+        return outcome, ""
 
     def _result(self, frames: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         out = torch.empty(shape, dtype=dtype, device=self.device)
