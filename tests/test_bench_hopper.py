@@ -262,7 +262,7 @@ def test_a_frame_without_the_new_kernels_is_a_row(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(frame, "Upscaler", Noted)
     monkeypatch.setattr(frame, "BACKENDS", {"fused": SimpleNamespace(probe=lambda device: frame.Ok())})
-    model: Any = None
+    model: Any = SimpleNamespace(calibration=None)
     monkeypatch.setattr(hopper, "why_not", lambda device: ("no Hopper GPU", "none"))
     assert ("fused-triton", "fp16") not in frame.makers(model, torch.zeros(0), "cuda")
     monkeypatch.setattr(hopper, "why_not", lambda device: None)

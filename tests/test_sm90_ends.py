@@ -211,7 +211,7 @@ def test_tail_sums_in_memory_that_it_is_lent() -> None:
     assert tail._memory(lent[:1], n * h * w * 64, lent.device).numel() == n * h * w * 64
 
 
-@pytest.mark.parametrize("dtype", [HALF, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [HALF, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize("op", ["head", "tail"])
 def test_the_op_takes_them_wherever_they_cover_a_case(op: str, dtype: torch.dtype) -> None:
     """The cases of the op, as a user calls it: checked, chosen, packed, launched; the others go elsewhere."""
