@@ -44,6 +44,11 @@ struct Conv3x3Int8Epilogue {
     bytes = swizzled(result + kHalfBytes + (2 * column + (output & 1)) * 64 + warp * 16, Swizzle::k64) + (output & ~1);
   }
 
+  static __device__ __forceinline__ void prefetch(const Conv3x3Int8Parameters& p) {
+    if (HALF) prefetch_map(&p.half);
+    if (QUANTISED) prefetch_map(&p.quantised);
+  }
+
   __device__ __forceinline__ void write(const int (&d)[Tile::kPixels / 2]) const {
 #pragma unroll
     for (int j = 0; j < Tile::kPixels / 16; ++j) {

@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
 #pragma unroll 1
       for (int step = 0; step < Tile::kSteps; ++step)
         tma_load(weights + step * Tile::kStepBytes, &p.weight, barrier(kHeadWeights), 0, step * 16);
+      prefetch_map(&p.y);
     }
     wait_for_previous_kernel();
     const HeadPixel<T, Source> read(p);

@@ -71,6 +71,11 @@ __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy
 
 // --- bulk tensor copies (TMA); coordinates from the innermost dimension outwards, outside the tensor reads as zero
 
+// Brings a map near: the first copy by it need not wait for the map itself.
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier, int c0, int c1) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),

@@ -79,6 +79,8 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
 #pragma unroll 1
     for (int tap = 0; tap < SLABS * SIZE; ++tap)
       tma_load(weights + tap * Tile::kTapBytes, &p.weight, barrier(kTailWeights), 0, tap * 64);
+    prefetch_map(&p.x);
+    prefetch_map(&p.sums);
     wait_for_previous_kernel();
     for (int first = blockIdx.x, copied = 0; first < p.tiles; first += 2 * gridDim.x) {
 #pragma unroll 1

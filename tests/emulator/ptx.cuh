@@ -23,6 +23,8 @@ inline void barrier_wait(uint32_t barrier, uint32_t parity) { machine::barrier_w
 inline void named_barrier(uint32_t number, uint32_t threads) { machine::named_barrier(number, threads); }
 inline void fence_async_shared() { machine::fence_async_shared(); }
 
+inline void prefetch_map(const TensorMap*) {}
+
 template <class... Coordinates>
 inline void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier, Coordinates... coordinates) {
   const int list[] = {coordinates...};
