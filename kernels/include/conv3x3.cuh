@@ -81,7 +81,7 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
   const uint32_t halos = weights + Tile::kWeightBytes, results = halos + 2 * Tile::kHaloBytes;
   const uint32_t barriers = results + 2 * Tile::kResultBytes;
   const auto barrier = [&](int which) { return barriers + 8 * which; };
-  const int group = threadIdx.x / 128, slice = blockIdx.y;
+  const int group = same_in_warp(threadIdx.x / 128), slice = blockIdx.y;
   if (threadIdx.x == 0) {
     barrier_init(barrier(kWeights), 1);
     for (int g = 0; g < 2; ++g) {

@@ -152,6 +152,14 @@ __device__ __forceinline__ uint32_t exchange(uint32_t value, int mask) {
   return other;
 }
 
+// A value that is the same in all lanes of a warp, said so that the compiler may keep it, and what follows from it, once
+// a warp: descriptors of wgmma have to lie there.
+__device__ __forceinline__ int same_in_warp(int value) {
+  int first;
+  asm volatile("shfl.sync.idx.b32 %0, %1, 0, 0x1f, 0xffffffff;" : "=r"(first) : "r"(value));
+  return first;
+}
+
 // --- registers of a warpgroup, and the kernels before and after this one in the stream
 
 template <int COUNT>

@@ -50,6 +50,8 @@ inline void load_matrices(uint32_t row, uint32_t (&v)[4]) { machine::load_matric
 
 inline uint32_t exchange(uint32_t value, int mask) { return machine::exchange(value, mask); }
 
+inline int same_in_warp(int value) { return value; }
+
 template <int COUNT>
 inline void registers_up_to() {}
 template <int COUNT>
