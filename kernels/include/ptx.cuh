@@ -178,6 +178,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 // The kernel before has ended, and what it wrote can be read by this thread.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+// --- four integers as int8, the first in the lowest byte; beyond the range of int8 its end
+
+__device__ __forceinline__ uint32_t pack_bytes(int first, int second, int third, int fourth) {
+  uint32_t bytes;
+  asm("{\n.reg .b32 upper;\ncvt.pack.sat.s8.s32.b32 upper, %4, %3, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, %2, %1, upper;\n}\n"
+      : "=r"(bytes)
+      : "r"(first), "r"(second), "r"(third), "r"(fourth));
+  return bytes;
+}
+
 // --- pairs of 16-bit values
 
 template <class T>

@@ -59,6 +59,16 @@ inline void registers_down_to() {}
 inline void launch_dependents() {}
 inline void wait_for_previous_kernel() { machine::wait_for_previous_kernel(); }
 
+inline uint32_t pack_bytes(int first, int second, int third, int fourth) {
+  uint32_t bytes = 0;
+  const int values[] = {first, second, third, fourth};
+  for (int i = 0; i < 4; ++i) {
+    const int value = values[i] > 127 ? 127 : values[i] < -128 ? -128 : values[i];
+    bytes |= static_cast<uint32_t>(value & 0xFF) << 8 * i;
+  }
+  return bytes;
+}
+
 // --- pairs of 16-bit values, rounded to the nearest, ties to even
 
 inline uint32_t half_bits(float value) {
