@@ -328,7 +328,7 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
             for run, taken in zip(runs, times, strict=True):
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
                 # The GPU starts when all is enqueued, as in a graph: else the time of small calls is that of the host.
-                torch.cuda._sleep(_AHEAD_CLOCKS)
+                torch.cuda._sleep(_AHEAD_CLOCKS)  # type: ignore[no-untyped-call]
                 start.record()
                 for _ in range(_CALLS):
                     run(scratch)

@@ -21,7 +21,7 @@ _CAPTURING = threading.Lock()
 
 @dataclass(frozen=True)
 class _Replay:
-    """A captured graph, and its work: a graph has addresses only, and the work is what keeps the tensors behind them."""
+    """A captured graph and its work: a graph has only addresses, and the work keeps the tensors behind them."""
 
     graph: Any
     work: Work
