@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,22 @@ Work = Callable[[], None]
 _CAPTURING = threading.Lock()
 
 
+@dataclass(frozen=True)
+class _Replay:
+    """A captured graph and its work: a graph has only addresses, and the work keeps the tensors behind them."""
+
+    graph: Any
+    work: Work
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) -> Work:
     """Run `work` twice to warm it up (kernels are compiled then), capture it, and return its replay.
 
-    `work` may launch on the current stream only, and allocate nothing that a replay would need.
+    `work` may launch on the current stream only, and allocate nothing that a replay would need. The replay keeps `work`
+    alive, and with it whatever tensors it holds.
     """
     if device.type != "cuda":
         return work
@@ -34,8 +47,7 @@ def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             work()
-    replay: Work = graph.replay
-    return replay
+    return _Replay(graph, work)
 
 
 def stream_for(device: torch.device) -> torch.cuda.Stream | None:

@@ -57,6 +57,7 @@ _INSTRUCTIONS = {
     "matrix_load": r"\bLDSM\b",
     "matrix_store": r"\bSTSM\b",
     "registers_moved": r"\bUSETMAXREG\b",
+    "wgmma_groups": r"\bWARPGROUP\.ARRIVE\b",
     "spill": r"\b(?:LDL|STL)\b",
     "fma": r"\bFFMA2?\b",
 }

@@ -32,7 +32,8 @@ class Entry:
     """One kernel: what the host says of it, and what is expected of its machine code.
 
     `shared` is a C++ expression of its dynamic shared memory, in the words of its source. `product` is the shape and
-    the types of its HGMMA, empty if it has none; `instructions` are counts in the words of `ahead_of_time.Built`.
+    the types of its HGMMA, empty if it has none; `instructions` are counts in the words of `ahead_of_time.Built`. One
+    group of products, however many they are: where the compiler must put them one after another, it makes more.
     """
 
     source: Specialisation
@@ -59,6 +60,7 @@ def _conv3x3(dtype: torch.dtype, tile: Tile, prelu: bool, residual: bool) -> Ent
         _product(dtype, pixels),
         {
             "wgmma": 9 * sm90.CHANNELS // 16,
+            "wgmma_groups": 1,
             # Weights in three parts, a halo, or three of them, and a residual.
             "tma_load": 3 + (3 if tile.layout is Layout.BOXES else 1) + residual,
             "tma_store": tile.rows // tile.stored_rows,
@@ -88,6 +90,7 @@ def _int8(tile: Tile, prelu: bool, residual: bool, half: bool, quantised: bool) 
         f"64x{pixels}x32.S8.S8",
         {
             "wgmma": 9 * sm90.CHANNELS // 32,
+            "wgmma_groups": 1,
             "tma_load": 3 + (3 if tile.layout is Layout.BOXES else 1) + residual,
             "tma_store": tile.rows // tile.stored_rows * (half + quantised),
             "matrix_store": pixels // 16 * half,
@@ -133,6 +136,7 @@ def _head(variant: head.Variant) -> Entry:
         _product(variant.dtype, pixels),
         {
             "wgmma": head.steps(variant.size),
+            "wgmma_groups": 1,
             "tma_load": 1,
             "tma_store": 1,
             "matrix_store": pixels // 16,
@@ -161,6 +165,7 @@ def _columns(tile: tail.Tile, dtype: torch.dtype) -> Entry:
         _product(dtype, pixels),
         {
             "wgmma": 4 * tile.size,
+            "wgmma_groups": 1,
             "tma_load": 2,
             "tma_store": 1,
             "matrix_store": pixels // 16,
@@ -202,7 +207,9 @@ def faults(entry: Entry, source: Specialisation | None = None) -> list[str]:
     found = [f"{line.strip()}" for line in cubin.log.splitlines() if re.search(r"\b[1-9]\d* bytes (?!gmem|cmem)", line)]
     if built.stack_bytes or built.local_bytes:
         found.append(f"{built.stack_bytes} bytes of stack, {built.local_bytes} of local memory")
-    if built.registers > MOST_REGISTERS:
+    # What warpgroups give each other comes out of those of the launch: with fewer, one would wait for ever.
+    exactly = built.instructions["registers_moved"] > 0
+    if built.registers > MOST_REGISTERS or (exactly and built.registers != MOST_REGISTERS):
         found.append(f"{built.registers} registers")
     products = set(re.findall(r"\b[HI]GMMA\.([0-9x]+\.(?:F32(?:\.BF16)?|S8\.S8))", said))
     if products != ({entry.product} if entry.product else set()):

@@ -6,8 +6,10 @@ through the interpreter in test_kernels.py and test_network.py.
 
 from __future__ import annotations
 
+import gc
 import math
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import model_of
 
-from srgan_fast import Upscaler, kernels, weights
+from srgan_fast import Upscaler, graph, kernels, weights
 from srgan_fast.backends import BACKENDS, BackendEntry, fused, program, select
 from srgan_fast.backends.eager import EagerBackend
 from srgan_fast.backends.fused import FusedBackend
@@ -209,6 +211,42 @@ def test_sizes_share_memory_and_the_oldest_graph_goes(
         assert difference.abs().max() <= 1
         assert len(backend._ready) <= 3
         assert backend.reusable_bytes == held or size == 31 or backend.reusable_bytes > held
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_a_replay_keeps_what_its_graph_has_only_the_address_of(
+    tiny_model: weights.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the colours' gain, which is made for each dtype of frames and belongs to no one else."""
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    gains: list[weakref.ref[torch.Tensor]] = []
+
+    def capture(work: graph.Work, *_: object) -> graph.Work:
+        work()
+        return graph._Replay(Graph(), work)
+
+    bind = program.bind
+
+    def bound(*arguments: Any) -> Any:
+        calls, views = bind(*arguments)
+        heads: list[Any] = [call.work for call in calls if call.op == "head"]
+        gains.extend(weakref.ref(head.keywords["gain"]) for head in heads)
+        return calls, views
+
+    monkeypatch.setattr(fused, "bind", bound)
+    backend = FusedBackend(tiny_model, "cpu", "fp32")
+    monkeypatch.setattr(graph, "capture", capture)
+    gains.clear()
+    backend.run(torch.zeros(1, 5, 6, 3), torch.empty(1, 20, 24, 3), band=5)
+    gc.collect()
+    assert [gain() is None for gain in gains] == [False]
+    backend._ready.clear()
+    gc.collect()
+    assert [gain() is None for gain in gains] == [True]
 
 
 @pytest.mark.usefixtures("on_cpu")

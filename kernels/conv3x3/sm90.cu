@@ -34,6 +34,8 @@ struct Conv3x3Epilogue {
     row = swizzled(result + pixel * 128 + word * 16, Swizzle::k128);
   }
 
+  static __device__ __forceinline__ void prefetch(const Conv3x3Parameters& p) { prefetch_map(&p.y); }
+
   __device__ __forceinline__ void write(const float (&d)[Tile::kPixels / 2]) const {
 #pragma unroll
     for (int j = 0; j < Tile::kPixels / 16; ++j) {

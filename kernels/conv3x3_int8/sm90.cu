@@ -44,6 +44,11 @@ struct Conv3x3Int8Epilogue {
     bytes = swizzled(result + kHalfBytes + (2 * column + (output & 1)) * 64 + warp * 16, Swizzle::k64) + (output & ~1);
   }
 
+  static __device__ __forceinline__ void prefetch(const Conv3x3Int8Parameters& p) {
+    if (HALF) prefetch_map(&p.half);
+    if (QUANTISED) prefetch_map(&p.quantised);
+  }
+
   __device__ __forceinline__ void write(const int (&d)[Tile::kPixels / 2]) const {
 #pragma unroll
     for (int j = 0; j < Tile::kPixels / 16; ++j) {
@@ -76,9 +81,8 @@ struct Conv3x3Int8Epilogue {
       if (QUANTISED) {
 #pragma unroll
         for (int eight = 0; eight < 2; ++eight) {
-          uint32_t mine = 0;
-#pragma unroll
-          for (int i = 0; i < 4; ++i) mine |= byte_of(v[2 * eight + (i >> 1)][i & 1]) << 8 * i;
+          const float(&low)[2] = v[2 * eight], (&high)[2] = v[2 * eight + 1];
+          const uint32_t mine = pack_bytes(whole(low[0]), whole(low[1]), whole(high[0]), whole(high[1]));
           // A thread has one output of two pixels; with its neighbour's, two outputs of one pixel.
           const uint32_t theirs = exchange(mine, 4);
           const uint32_t pair = threadIdx.x & 4 ? __byte_perm(theirs, mine, 0x7351) : __byte_perm(mine, theirs, 0x6240);
@@ -89,9 +93,8 @@ struct Conv3x3Int8Epilogue {
     }
   }
 
-  static __device__ __forceinline__ uint32_t byte_of(float v) {
-    return __float2int_rn(fminf(fmaxf(v, -127.f), 127.f)) & 0xFF;
-  }
+  // Not below -127; packing keeps what is too large at 127.
+  static __device__ __forceinline__ int whole(float v) { return __float2int_rn(fmaxf(v, -127.f)); }
 
   __device__ __forceinline__ void store(const Conv3x3Place& at, uint32_t result) const {
 #pragma unroll

@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
   const uint32_t halos = results + 2 * Tile::kResultBytes, weights = halos + 2 * Tile::kHaloBytes;
   const uint32_t barriers = weights + (Tile::kWeightBytes + 1023) / 1024 * 1024;
   const auto barrier = [&](int which) { return barriers + 8 * which; };
-  const int group = threadIdx.x / 128, thread = threadIdx.x & 127;
+  const int group = same_in_warp(threadIdx.x / 128), thread = threadIdx.x & 127;
   if (threadIdx.x == 0) {
     barrier_init(barrier(kHeadWeights), 1);
     for (int g = 0; g < 2; ++g) {
@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
 #pragma unroll 1
       for (int step = 0; step < Tile::kSteps; ++step)
         tma_load(weights + step * Tile::kStepBytes, &p.weight, barrier(kHeadWeights), 0, step * 16);
+      prefetch_map(&p.y);
     }
     wait_for_previous_kernel();
     const HeadPixel<T, Source> read(p);

@@ -72,7 +72,7 @@ enum Conv3x3Barrier { kWeights = 0, kHaloFull = 1, kHaloFree = 3, kResidual = 5,
 
 // Epilogue(parameters, slice, result) is made once a thread and does a tile in two steps: `write(d)` brings the sums of
 // this thread, finished, to shared memory at `result`, where the residual lies if there is one; `store(place, result)` is
-// called by one thread when all have, and starts the copies out of it.
+// called by one thread when all have, and starts the copies out of it. `prefetch` is for the maps of those copies.
 template <class T, class Tile, bool RESIDUAL, class Epilogue, class Parameters>
 __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
   constexpr int N = Tile::kPixels, kPixelBytes = Tile::kPixelBytes;
@@ -81,7 +81,7 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
   const uint32_t halos = weights + Tile::kWeightBytes, results = halos + 2 * Tile::kHaloBytes;
   const uint32_t barriers = results + 2 * Tile::kResultBytes;
   const auto barrier = [&](int which) { return barriers + 8 * which; };
-  const int group = threadIdx.x / 128, slice = blockIdx.y;
+  const int group = same_in_warp(threadIdx.x / 128), slice = blockIdx.y;
   if (threadIdx.x == 0) {
     barrier_init(barrier(kWeights), 1);
     for (int g = 0; g < 2; ++g) {
@@ -109,6 +109,9 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
     barrier_arrive_expect(barrier(kWeights), Tile::kWeightBytes);
     for (int row = 0; row < 576; row += 192)
       tma_load(weights + row * kPixelBytes, &work.weight, barrier(kWeights), 0, slice * 576 + row);
+    prefetch_map(&work.x);
+    if (RESIDUAL) prefetch_map(&work.residual);
+    Epilogue::prefetch(parameters);
     wait_for_previous_kernel();
     for (int i = blockIdx.x, taken = 0; i < work.tiles; i += gridDim.x, ++taken) {
       const int g = taken & 1, parity = taken >> 1 & 1;

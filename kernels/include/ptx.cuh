@@ -71,6 +71,11 @@ __device__ __forceinline__ void fence_async_shared() { asm volatile("fence.proxy
 
 // --- bulk tensor copies (TMA); coordinates from the innermost dimension outwards, outside the tensor reads as zero
 
+// Brings a map near: the first copy by it need not wait for the map itself.
+__device__ __forceinline__ void prefetch_map(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier, int c0, int c1) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
@@ -147,6 +152,14 @@ __device__ __forceinline__ uint32_t exchange(uint32_t value, int mask) {
   return other;
 }
 
+// A value that is the same in all lanes of a warp, said so that the compiler may keep it, and what follows from it, once
+// a warp: descriptors of wgmma have to lie there.
+__device__ __forceinline__ int same_in_warp(int value) {
+  int first;
+  asm volatile("shfl.sync.idx.b32 %0, %1, 0, 0x1f, 0xffffffff;" : "=r"(first) : "r"(value));
+  return first;
+}
+
 // --- registers of a warpgroup, and the kernels before and after this one in the stream
 
 template <int COUNT>
@@ -164,6 +177,17 @@ __device__ __forceinline__ void launch_dependents() { asm volatile("griddepcontr
 
 // The kernel before has ended, and what it wrote can be read by this thread.
 __device__ __forceinline__ void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// --- four integers as int8, the first in the lowest byte; beyond the range of int8 its end
+
+__device__ __forceinline__ uint32_t pack_bytes(int first, int second, int third, int fourth) {
+  uint32_t bytes;
+  asm("{\n.reg .b32 upper;\ncvt.pack.sat.s8.s32.b32 upper, %4, %3, 0;\n"
+      "cvt.pack.sat.s8.s32.b32 %0, %2, %1, upper;\n}\n"
+      : "=r"(bytes)
+      : "r"(first), "r"(second), "r"(third), "r"(fourth));
+  return bytes;
+}
 
 // --- pairs of 16-bit values
 

@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
   const uint32_t weights = (dynamic_shared() + kSwizzleAlignment - 1) / kSwizzleAlignment * kSwizzleAlignment;
   const uint32_t slabs = weights + Tile::kWeightBytes, barriers = slabs + kStages * Tile::kSlabBytes;
   const auto barrier = [&](int which) { return barriers + 8 * which; };
-  const int group = threadIdx.x / 128, thread = threadIdx.x & 127;
+  const int group = same_in_warp(threadIdx.x / 128), thread = threadIdx.x & 127;
   if (threadIdx.x == 0) {
     barrier_init(barrier(kTailWeights), 1);
     for (int stage = 0; stage < kStages; ++stage) {
@@ -79,6 +79,8 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
 #pragma unroll 1
     for (int tap = 0; tap < SLABS * SIZE; ++tap)
       tma_load(weights + tap * Tile::kTapBytes, &p.weight, barrier(kTailWeights), 0, tap * 64);
+    prefetch_map(&p.x);
+    prefetch_map(&p.sums);
     wait_for_previous_kernel();
     for (int first = blockIdx.x, copied = 0; first < p.tiles; first += 2 * gridDim.x) {
 #pragma unroll 1

@@ -73,6 +73,7 @@ def _run(program: Program, frames: Tensor, precision: str) -> Tensor:
         if "quantised" in step.buffers:
             name = step.buffers["quantised"]
             values[name] = torch.empty(program.buffers[name].shape(n, h, w), dtype=torch.int8)
+        # Memory to work in is a matter of the kernels alone.
         read = {argument: values[name] for argument, name in step.buffers.items() if argument != "scratch"}
         arguments = {**step.constants, **read}
         if kernels.load(step.op).__dict__.get("EXACT"):

@@ -23,6 +23,8 @@ inline void barrier_wait(uint32_t barrier, uint32_t parity) { machine::barrier_w
 inline void named_barrier(uint32_t number, uint32_t threads) { machine::named_barrier(number, threads); }
 inline void fence_async_shared() { machine::fence_async_shared(); }
 
+inline void prefetch_map(const TensorMap*) {}
+
 template <class... Coordinates>
 inline void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier, Coordinates... coordinates) {
   const int list[] = {coordinates...};
@@ -48,12 +50,24 @@ inline void load_matrices(uint32_t row, uint32_t (&v)[4]) { machine::load_matric
 
 inline uint32_t exchange(uint32_t value, int mask) { return machine::exchange(value, mask); }
 
+inline int same_in_warp(int value) { return value; }
+
 template <int COUNT>
 inline void registers_up_to() {}
 template <int COUNT>
 inline void registers_down_to() {}
 inline void launch_dependents() {}
 inline void wait_for_previous_kernel() { machine::wait_for_previous_kernel(); }
+
+inline uint32_t pack_bytes(int first, int second, int third, int fourth) {
+  uint32_t bytes = 0;
+  const int values[] = {first, second, third, fourth};
+  for (int i = 0; i < 4; ++i) {
+    const int value = values[i] > 127 ? 127 : values[i] < -128 ? -128 : values[i];
+    bytes |= static_cast<uint32_t>(value & 0xFF) << 8 * i;
+  }
+  return bytes;
+}
 
 // --- pairs of 16-bit values, rounded to the nearest, ties to even
 
