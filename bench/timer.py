@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from srgan_fast.bench.device import is_cuda, synchronise
+from srgan_fast.graph import Replay
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -89,4 +90,4 @@ def captured(run: Callable[[], object], count: int) -> Callable[[], object]:
             run()
     graph.replay()
     synchronise("cuda")
-    return graph.replay
+    return Replay(graph, run)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Work = Callable[[], None]
+Work = Callable[[], object]
 
 # One capture at a time in a process; thread-local mode lets other threads go on launching meanwhile.
 _CAPTURING = threading.Lock()
 
 
 @dataclass(frozen=True)
-class _Replay:
+class Replay:
     """A captured graph and its work: a graph has only addresses, and the work keeps the tensors behind them."""
 
     graph: Any
@@ -47,7 +47,7 @@ def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) 
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             work()
-    return _Replay(graph, work)
+    return Replay(graph, work)
 
 
 def stream_for(device: torch.device) -> torch.cuda.Stream | None:

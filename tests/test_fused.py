@@ -227,7 +227,7 @@ def test_a_replay_keeps_what_its_graph_has_only_the_address_of(
 
     def capture(work: graph.Work, *_: object) -> graph.Work:
         work()
-        return graph._Replay(Graph(), work)
+        return graph.Replay(Graph(), work)
 
     bind = program.bind
 
