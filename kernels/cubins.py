@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import stat
 import sys
 import threading
@@ -27,6 +28,9 @@ MOST_BYTES = 256 << 20
 _MAGIC = b"srgan-fast cubin 1\n"
 # What a process that was killed while it wrote has left is removed when no process can be writing it any more.
 _ABANDONED_S = 3600
+# A folder that was named by mistake may hold files of another kind, which are left alone.
+_ENTRY = re.compile(r"[0-9a-f]{64}")
+_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 _log = logging.getLogger(__name__)
 _memory: dict[str, Cubin] = {}
@@ -61,14 +65,14 @@ def get(specialisations: Sequence[Specialisation], architecture: str = "sm_90a")
                 _write(folder / key, key, _memory[key])
 
         if missing:
-            _in_parallel(make, list(missing))
+            _in_parallel(make, list(missing), kept=folder is not None)
             if folder:
                 _shrink(folder)
         return [_memory[key] for key in keys]
 
 
-def _in_parallel(make: Callable[[str], None], keys: list[str]) -> None:
-    progress = _Progress(len(keys))
+def _in_parallel(make: Callable[[str], None], keys: list[str], kept: bool) -> None:
+    progress = _Progress(len(keys), "once for this machine" if kept else "for this process alone")
     failures: list[BaseException] = []
     with ThreadPoolExecutor(min(len(keys), len(os.sched_getaffinity(0)))) as pool:
         for number, future in enumerate([pool.submit(make, key) for key in keys], 1):
@@ -83,10 +87,10 @@ def _in_parallel(make: Callable[[str], None], keys: list[str]) -> None:
 class _Progress:
     """One line on stderr: counted up in a terminal, else once before and once after."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, how_long: str) -> None:
         self._count, self._start = count, time.monotonic()
         self._terminal = bool(sys.stderr and sys.stderr.isatty())
-        self._what = f"srgan-fast: compiling {count} GPU kernel{'s' * (count != 1)}, once for this machine"
+        self._what = f"srgan-fast: compiling {count} GPU kernel{'s' * (count != 1)}, {how_long}"
         self._say(self._what + ("" if self._terminal else "\n"))
 
     def done(self, number: int) -> None:
@@ -167,10 +171,10 @@ def _shrink(folder: Path) -> None:
         for path in folder.iterdir():
             with suppress(OSError):  # another process removes some too
                 about = path.stat()
-                if path.suffix == ".part":
+                if _PART.fullmatch(path.name):
                     if time.time() - about.st_mtime > _ABANDONED_S:
                         path.unlink()
-                elif stat.S_ISREG(about.st_mode):
+                elif _ENTRY.fullmatch(path.name) and stat.S_ISREG(about.st_mode):
                     entries.append((about.st_mtime, about.st_size, path))
     size = sum(entry[1] for entry in entries)
     for _, freed, path in sorted(entries):

@@ -63,7 +63,7 @@ def from_metadata(metadata: Mapping[str, str], network: nn.Module, weights: str,
     if _KEY not in metadata:
         return None
     text = metadata[_KEY]
-    again = "run srgan-fast calibrate again"
+    again = "fetch it again, or run srgan-fast calibrate on the weights that it was made from"
     if hashlib.sha256(text.encode()).hexdigest() != metadata.get(_CHECK):
         raise WeightsError(f"the int8 scales of {path} do not match their digest: damaged; {again}")
     try:

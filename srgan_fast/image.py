@@ -117,7 +117,7 @@ def read_rgb(path: Path) -> Tensor:
     rgb = read(path).rgb
     if rgb.dtype == np.uint16:
         rgb = ((rgb.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1)))
+    return torch.from_numpy(rgb.transpose(2, 0, 1).copy())
 
 
 def check_target(path: Path, picture: Picture, scale: int = 1) -> None:

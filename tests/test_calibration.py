@@ -14,7 +14,7 @@ from test_int8 import Run, scaled, through_program
 
 from srgan_fast import kernels, weights
 from srgan_fast.calibration import quantised_layers
-from srgan_fast.errors import BackendUnavailable, InputError, ParityError, UsageError
+from srgan_fast.errors import BackendUnavailable, InputError, ParityError, UsageError, WeightsError
 from srgan_fast.evaluate.calibrate import calibrate
 from srgan_fast.evaluate.emulate import PRECISIONS, compare, emulated
 from srgan_fast.kernels import parity
@@ -64,7 +64,7 @@ def test_a_calibration_that_loses_too_much_is_refused(
 ) -> None:
     scores = [{"plain_psnr_db": 30.0, "psnr_db": 29.7}, {"plain_psnr_db": 40.0, "psnr_db": 40.0}]
     monkeypatch.setattr("srgan_fast.evaluate.calibrate.compare", lambda *_: {"int8": scores})
-    with pytest.raises(ParityError, match=r"lose at most 0\.1 dB, got 0\.150 dB on 2 images .*nothing is written"):
+    with pytest.raises(ParityError, match=r"lose at most 0\.1 dB, got 0\.15 dB on 2 images .*nothing is written"):
         calibrate(small, photos)
     found = calibrate(small, photos, limit_db=0.2)
     assert (found.psnr_db, found.limit_db) == (35.0, 0.2)
@@ -187,3 +187,26 @@ def test_int8_loses_little_on_set5(shared_data: Path) -> None:
     assert drop_db <= 0.1
     gate = parity.GATES["int8"]
     assert all(each["max_error"] <= gate.max_error for each in entries)
+
+
+def test_the_cure_for_scales_of_other_weights_is_not_the_file_itself(small: weights.Model, tmp_path: Path) -> None:
+    from test_int8 import edited
+
+    path = tmp_path / "whole.safetensors"
+    weights.save_model(path, scaled(small))
+    with pytest.raises(WeightsError, match="on the weights that it was made from"):
+        weights.load(edited(path, lambda content: content.update(weights="0")))
+
+
+def test_int8_on_a_cpu_is_refused_in_one_line(photos: Path, tmp_path: Path, run: Run) -> None:
+    code, _, said = run("upscale", photos / "0.png", tmp_path / "out.png", "--precision", "int8", "--device", "cpu")
+    assert code == 3
+    assert said.count("int8 is for the backend fused") == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_image_of_one_column_gives_no_warning(tmp_path: Path) -> None:
+    from srgan_fast.image import read_rgb
+
+    Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
+    assert read_rgb(tmp_path / "one.png").shape == (3, 1, 1)

@@ -319,7 +319,10 @@ def edited(path: Path, change: Callable[[dict[str, object]], object]) -> Path:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c.update(version=2), "of version 2, expected 1; run srgan-fast calibrate again"),
+        (
+            lambda c: c.update(version=2),
+            "of version 2, expected 1; fetch it again, or run srgan-fast calibrate on the weights",
+        ),
         (lambda c: c.pop("version") and None, "cannot be read"),
         (lambda c: [1, 2], "cannot be read"),
         (lambda c: c.pop("scales") and None, "not complete"),

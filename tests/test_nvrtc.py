@@ -241,14 +241,17 @@ def test_the_folder_stays_within_its_bound(
         cubins.get([one])
         os.utime(folder / nvrtc.compiler().key(one, "sm_90a"), (number, number))
     size = max(entry.stat().st_size for entry in folder.iterdir())
-    abandoned = folder / ".0123.part"
-    abandoned.touch()
-    os.utime(abandoned, (0, 0))
+    abandoned = folder / ".0123456789abcdef.part"
+    strangers = [folder / "photo.tiff", folder / "film.part"]
+    for path in (abandoned, *strangers):
+        path.write_bytes(bytes(3 * size))
+        os.utime(path, (0, 0))
     forget(monkeypatch)
     cubins.get(sources[:1])  # the oldest, but just used
     monkeypatch.setattr(cubins, "MOST_BYTES", 3 * size + 500)
     cubins.get([Specialisation(source.file, "add<100>")])
-    left = {entry.name for entry in folder.iterdir()}
+    assert all(path.exists() for path in strangers)
+    left = {entry.name for entry in folder.iterdir() if entry not in strangers}
     assert len(left) == 3
     assert nvrtc.compiler().key(sources[0], "sm_90a") in left
     assert nvrtc.compiler().key(sources[3], "sm_90a") in left

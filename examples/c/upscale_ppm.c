@@ -53,7 +53,10 @@ static int write_ppm(const char* path, const picture* image) {
   sound = sound && fprintf(file, "P6\n%d %d\n255\n", image->width, image->height) > 0;
   sound = sound && fwrite(image->pixels, 1, bytes, file) == bytes;
   if (file != NULL) sound = fclose(file) == 0 && sound;
-  if (!sound) perror(path);
+  if (!sound) {
+    perror(path);
+    if (file != NULL) remove(path); /* no half-written picture */
+  }
   return sound;
 }
 

@@ -72,6 +72,7 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
             raise BackendUnavailable(f"backend {name} is not available: {answer.reason}; {answer.fix}")
         return BACKENDS[name].create(model, device, precision)
     reasons: list[str] = []
+    refused: list[str] = []
     for candidate, entry in BACKENDS.items():
         answer = entry.probe(device)
         if isinstance(answer, Unavailable):
@@ -80,10 +81,12 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
         try:
             backend = entry.create(model, device, precision)
         except BackendUnavailable as error:
-            # It runs on this machine, but not this network on this device, or not rightly: worth a word to the user.
-            _log.warning("%s", error)
+            refused.append(str(error))
             reasons.append(f"not {candidate}: {error}")
             continue
+        # They run on this machine, but not this network on this device, or not rightly: worth a word to the user.
+        for text in refused:
+            _log.warning("%s", text)
         _log.info("backend %s chosen%s", candidate, f"; {'; '.join(reasons)}" if reasons else "")
         return backend
     raise BackendUnavailable(f"no backend is available: {'; '.join(reasons)}")

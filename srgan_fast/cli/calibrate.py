@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +26,10 @@ def calibrate(
 ) -> None:
     """Find the scales that --precision int8 needs; nothing is written if int8 loses too much."""
     if out.suffix != ".safetensors":
-        raise UsageError(f"expected an --out called *.safetensors, got {out.name}")
-    if out.is_dir() or not out.parent.is_dir():
-        raise OutputError(f"expected --out to name a file in a folder that exists, got {out}; make the folder first")
+        raise UsageError(f"expected an --out called *.safetensors, got {out.name}; name it so")
+    # Refused before the minutes that it takes, not after.
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise OutputError(f"expected --out to name a file in a folder that can be written, got {out}; name another")
     if out.exists() and Path(model).exists() and out.samefile(model) and not overwrite:
         raise UsageError(f"the model and --out are the same file: {out}; name another, or add --overwrite")
     try:
@@ -50,6 +52,7 @@ def calibrate(
             on_image=lambda said: status.update(f"calibrating: {said}"),
         )
     weights.save_model(out, replace(loaded, calibration=found))
-    print(f"{found.images} images, {len(found.scales)} scales at {percentile if share < 100 else 'the largest value'}")
+    images_said = f"{found.images} image{'s' * (found.images != 1)}"
+    print(f"{images_said}, {len(found.scales)} scales at {percentile if share < 100 else 'the largest value'}")
     print(f"fp32 {found.psnr_db:.3f} dB, int8 {found.drop_db:.3f} dB less (limit {found.limit_db:g})")
     print(f"-> {out} (digest {found.weights[:16]})")

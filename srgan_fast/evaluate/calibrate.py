@@ -80,7 +80,7 @@ def calibrate(
     drop_db = plain_db - int8_db
     if not drop_db <= limit_db:
         raise ParityError(
-            f"expected int8 to lose at most {limit_db:g} dB, got {drop_db:.3f} dB on {len(files)} images"
+            f"expected int8 to lose at most {limit_db:g} dB, got {drop_db:.3g} dB on {len(files)} images"
             f" ({plain_db:.3f} dB in fp32); nothing is written: take more images, another --percentile, or fp16"
         )
     return replace(found, psnr_db=plain_db, drop_db=drop_db)
