@@ -43,7 +43,7 @@ def choose_precision(precision: str, device: str) -> str:
     if precision == "int8":
         raise BackendUnavailable("int8 is for the backend fused on an NVIDIA GPU; take fp32, bf16 or fp16")
     if precision not in _DTYPES:
-        raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, got {precision!r}")
+        raise UsageError(f"expected a precision of auto, {', '.join(_DTYPES)}, int8, got {precision!r}")
     if precision == "fp16" and device == "cpu":
         raise BackendUnavailable("fp16 is not available on a CPU: it is slower than fp32 there; take fp32 or bf16")
     return precision
