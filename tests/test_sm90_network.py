@@ -49,6 +49,7 @@ def test_a_network_by_kernels_for_sm90_equals_eager(network: weights.Model, mode
     assert agreement.passed, str(agreement)
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_replaced_and_the_picture_stays_right(
     network: weights.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
