@@ -341,6 +341,24 @@ def _slower(offer: Offer, rival: Callable[[Tensor], object], out: Tensor) -> boo
     return mine > theirs
 
 
+class TileOrder(ctypes.Structure):
+    """TileOrder of include/tiles.cuh."""
+
+    _fields_ = (
+        ("across", ctypes.c_int),
+        ("a_frame", ctypes.c_int),
+        ("tiles", ctypes.c_int),
+        ("reversed", ctypes.c_int),
+    )
+
+
+def tile_order(frames: int, height: int, width: int, rows: int, columns: int, backwards: bool) -> TileOrder:
+    """The order of tiles of rows x columns; `backwards` starts with the last."""
+    across = -(-width // columns)
+    a_frame = across * -(-height // rows)
+    return TileOrder(across, a_frame, a_frame * frames, backwards)
+
+
 def dense_map(runtime: Runtime, pixels: Tensor, sizes: Sequence[int], box: Sequence[int], swizzle: int) -> Any:
     """The map of a tensor whose dimensions lie one after another, `sizes` from the innermost out."""
     strides = [pixels.element_size() * math.prod(sizes[: rank + 1]) for rank in range(len(sizes) - 1)]

@@ -439,9 +439,19 @@ def test_networks_of_others_are_refused_with_the_reason(tmp_path: Path, library:
     [
         ("head/sm90.cu", "const float v = sum + bias[half];", "const float v = sum;", "head"),
         ("conv3x3/sm90.cu", "v[0] += low;", "v[0] -= low;", "conv3x3 with a residual"),
-        ("include/conv3x3.cuh", "work.reversed ? work.tiles - 1 - i : i", "work.reversed ? 0 : i", "conv3x3"),
+        (
+            "include/conv3x3.cuh",
+            "work.order.place(i,",
+            "work.order.place(work.order.reversed ? work.order.tiles - 1 : i,",
+            "conv3x3",
+        ),
         # Kernels are checked on tiles in reverse; the other order is the whole network's part.
-        ("include/conv3x3.cuh", "work.reversed ? work.tiles - 1 - i : i", "work.reversed ? i : 0", "whole network"),
+        (
+            "include/conv3x3.cuh",
+            "work.order.place(i,",
+            "work.order.place(work.order.reversed ? work.order.tiles - 1 - i : 0,",
+            "whole network",
+        ),
         ("tail/sm90.cu", "v[o] = p.bias[o];", "v[o] = 0;", "tail"),
     ],
 )

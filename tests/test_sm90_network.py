@@ -66,8 +66,8 @@ def test_what_its_own_check_cannot_see_the_networks_check_does(
     network: weights.Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     # The order of tiles is the host's part: a kernel's own check runs forwards.
-    order = "work.reversed ? work.tiles - {} - i : i"
-    runtime = Emulated(processors=3, mutations={"include/conv3x3.cuh": (order.format(1), order.format(2))})
+    order = "work.order.place(i,", "work.order.place(i + work.order.reversed,"
+    runtime = Emulated(processors=3, mutations={"include/conv3x3.cuh": order})
     with caplog.at_level(logging.WARNING), hopper.emulated(runtime):
         backend = FusedBackend(network, "cpu", "fp16")
         assert all(outcome.passed for outcome in backend.check)

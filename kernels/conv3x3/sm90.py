@@ -100,10 +100,7 @@ class Work(ctypes.Structure):
         ("weight", hopper.Map),
         ("residual", hopper.Map),
         ("across", ctypes.c_int),
-        ("tiles_across", ctypes.c_int),
-        ("tiles_a_frame", ctypes.c_int),
-        ("tiles", ctypes.c_int),
-        ("reversed", ctypes.c_int),
+        ("order", hopper.TileOrder),
     )
 
 
@@ -203,7 +200,7 @@ def launch(
         slopes=None if slopes is None else slopes.data_ptr(),
         slope_slices=slices // r**2,
     )
-    hopper.launch(runtime, variant.kernel, (min(parameters.work.tiles, blocks), slices, 1), parameters)
+    hopper.launch(runtime, variant.kernel, (min(parameters.work.order.tiles, blocks), slices, 1), parameters)
 
 
 def work_of(
@@ -214,18 +211,13 @@ def work_of(
     slices = weight.shape[-1] // CHANNELS
     rows = hopper.packed(weight, _rows)
     halo = (CHANNELS, tile.pitch, tile.rows + 2, 1)
-    tiles_across = -(-w // tile.columns)
-    tiles_a_frame = tiles_across * -(-h // tile.rows)
     empty = hopper.Map()
     return Work(
         x=hopper.dense_map(runtime, x, (CHANNELS, w, h, n), halo, tile.pixel_bytes),
         weight=hopper.dense_map(runtime, rows, (CHANNELS, len(rows)), (CHANNELS, 192), tile.pixel_bytes),
         residual=empty if residual is None else _window(runtime, residual, x, slices, r, tile.computed, tile.rows),
         across=_across(slices, r),
-        tiles_across=tiles_across,
-        tiles_a_frame=tiles_a_frame,
-        tiles=tiles_a_frame * n,
-        reversed=backwards,
+        order=hopper.tile_order(n, h, w, tile.rows, tile.columns, backwards),
     )
 
 

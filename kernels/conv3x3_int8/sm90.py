@@ -134,7 +134,7 @@ def launch(
         slope_slices=slices // r**2,
         inverse=inverse,
     )
-    hopper.launch(runtime, variant.kernel, (min(parameters.work.tiles, blocks), slices, 1), parameters)
+    hopper.launch(runtime, variant.kernel, (min(parameters.work.order.tiles, blocks), slices, 1), parameters)
 
 
 def _check(variant: Variant, runtime: hopper.Runtime) -> Report:

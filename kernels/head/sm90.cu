@@ -9,6 +9,7 @@
 #include "matrix.cuh"
 #include "ptx.cuh"
 #include "sums.cuh"
+#include "tiles.cuh"
 #include "types.cuh"
 #include "wgmma.cuh"
 
@@ -46,8 +47,7 @@ struct HeadParameters {
   const float* gain;  // of frames: x = frame * gain + offset
   const float* offset;
   int height, width;
-  int tiles_across, tiles_a_frame, tiles;
-  int reversed;  // the last tile first
+  TileOrder order;
 };
 
 // What is read of a pixel before it is known to be there; and its channels, four 16-bit values of T.
@@ -104,14 +104,6 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
   }
   __syncthreads();
   launch_dependents();
-  // Tile number i of the order in which they are taken: its frame and its first pixel.
-  const auto place_of = [&](int i, int& n, int& y, int& x) {
-    const int tile = p.reversed ? p.tiles - 1 - i : i;
-    n = tile / p.tiles_a_frame;
-    const int inside = tile - n * p.tiles_a_frame, down = inside / p.tiles_across;
-    y = down * ROWS;
-    x = (inside - down * p.tiles_across) * Tile::kColumns;
-  };
 
   if (group == 2) {
     if (thread == 0) {
@@ -123,10 +115,9 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
     }
     wait_for_previous_kernel();
     const HeadPixel<T, Source> read(p);
-    for (int i = blockIdx.x, taken = 0; i < p.tiles; i += gridDim.x, ++taken) {
+    for (int i = blockIdx.x, taken = 0; i < p.order.tiles; i += gridDim.x, ++taken) {
       const int g = taken & 1;
-      int n, top, left;
-      place_of(i, n, top, left);
+      const auto [n, top, left] = p.order.place(i, ROWS, Tile::kColumns);
       // Most of the wait for global memory is over before the halo is free.
       constexpr int kShare = (Tile::kHaloPixels + 127) / 128;
       uint64_t channels[kShare];
@@ -164,7 +155,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
   const float slopes[2] = {p.slopes[first_output()], p.slopes[first_output() + 8]};
   barrier_wait(barrier(kHeadWeights), 0);
   if (group == 1) barrier_arrive(barrier(kHeadTurn));  // the first turn is warpgroup 0's
-  for (int i = blockIdx.x + group * gridDim.x, taken = 0; i < p.tiles; i += 2 * gridDim.x, ++taken) {
+  for (int i = blockIdx.x + group * gridDim.x, taken = 0; i < p.order.tiles; i += 2 * gridDim.x, ++taken) {
     float d[N / 2];
     barrier_wait(barrier(kHeadFull + group), taken & 1);
     barrier_wait(barrier(kHeadTurn + group), taken & 1);
@@ -195,8 +186,7 @@ __global__ void __launch_bounds__(384, 1) head(const __grid_constant__ HeadParam
     fence_async_shared();
     named_barrier(group + 1, 128);
     if (thread == 0) {
-      int n, y, x;
-      place_of(i, n, y, x);
+      const auto [n, y, x] = p.order.place(i, ROWS, Tile::kColumns);
       tma_store(&p.y, result, 0, x, y, n);
       store_commit();
     }

@@ -37,10 +37,7 @@ class Parameters(ctypes.Structure):
         ("offset", ctypes.c_void_p),
         ("height", ctypes.c_int),
         ("width", ctypes.c_int),
-        ("tiles_across", ctypes.c_int),
-        ("tiles_a_frame", ctypes.c_int),
-        ("tiles", ctypes.c_int),
-        ("reversed", ctypes.c_int),
+        ("order", hopper.TileOrder),
     )
 
 
@@ -135,8 +132,6 @@ def launch(
     """Launch the kernel on contiguous tensors, with up to `blocks` blocks."""
     n, h, w, _ = x.shape
     matrices = hopper.packed(weight, pack)
-    across = -(-w // COLUMNS)
-    a_frame = across * -(-h // variant.rows)
     parameters = Parameters(
         weight=hopper.dense_map(runtime, matrices, (OUTPUTS, len(matrices)), (OUTPUTS, 16), 0),
         y=hopper.dense_map(runtime, out, (OUTPUTS, w, h, n), (OUTPUTS, COLUMNS, variant.rows, 1), 128),
@@ -147,12 +142,9 @@ def launch(
         offset=None if offset is None else offset.data_ptr(),
         height=h,
         width=w,
-        tiles_across=across,
-        tiles_a_frame=a_frame,
-        tiles=a_frame * n,
-        reversed=backwards,
+        order=hopper.tile_order(n, h, w, variant.rows, COLUMNS, backwards),
     )
-    hopper.launch(runtime, variant.kernel, (min(parameters.tiles, blocks), 1, 1), parameters)
+    hopper.launch(runtime, variant.kernel, (min(parameters.order.tiles, blocks), 1, 1), parameters)
 
 
 def pack(weight: Tensor) -> Tensor:

@@ -11,6 +11,7 @@
 
 #include "matrix.cuh"
 #include "ptx.cuh"
+#include "tiles.cuh"
 #include "types.cuh"
 #include "wgmma.cuh"
 
@@ -58,8 +59,7 @@ struct Conv3x3Work {
   TensorMap weight;    // {64, slices * 576}, box {64, 192}; rows are (slice, tap, output)
   TensorMap residual;  // as the result, box {64, kComputed, 1, kRows, 1}, 16-bit values, 128-byte swizzle
   int across;          // slice s of a pixel is number s % across beside it, s / across below
-  int tiles_across, tiles_a_frame, tiles;
-  int reversed;        // the last tile first: what the layer before wrote last is still in the cache
+  TileOrder order;
 };
 
 // The first pixel of a tile, and the slice of the outputs.
@@ -97,10 +97,8 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
   launch_dependents();
   // Tile number i of the order in which they are taken.
   const auto place_of = [&](int i) {
-    const int tile = work.reversed ? work.tiles - 1 - i : i;
-    const int n = tile / work.tiles_a_frame, inside = tile - n * work.tiles_a_frame;
-    const int down = inside / work.tiles_across, across = inside - down * work.tiles_across;
-    return Conv3x3Place{n, down * Tile::kRows, across * Tile::kColumns, slice / work.across, slice % work.across};
+    const TilePlace at = work.order.place(i, Tile::kRows, Tile::kColumns);
+    return Conv3x3Place{at.n, at.y, at.x, slice / work.across, slice % work.across};
   };
 
   if (group == 2) {
@@ -113,7 +111,7 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
     if (RESIDUAL) prefetch_map(&work.residual);
     Epilogue::prefetch(parameters);
     wait_for_previous_kernel();
-    for (int i = blockIdx.x, taken = 0; i < work.tiles; i += gridDim.x, ++taken) {
+    for (int i = blockIdx.x, taken = 0; i < work.order.tiles; i += gridDim.x, ++taken) {
       const int g = taken & 1, parity = taken >> 1 & 1;
       const Conv3x3Place at = place_of(i);
       barrier_wait(barrier(kHaloFree + g), parity ^ 1);
@@ -141,7 +139,7 @@ __device__ __forceinline__ void conv3x3_tiles(const Parameters& parameters) {
   const Epilogue epilogue(parameters, slice, result);
   barrier_wait(barrier(kWeights), 0);
   if (group == 1) barrier_arrive(barrier(kTurn));  // the first turn is warpgroup 0's
-  for (int i = blockIdx.x + group * gridDim.x, taken = 0; i < work.tiles; i += 2 * gridDim.x, ++taken) {
+  for (int i = blockIdx.x + group * gridDim.x, taken = 0; i < work.order.tiles; i += 2 * gridDim.x, ++taken) {
     const int parity = taken & 1;
     typename Accumulator<T>::type d[N / 2];
     barrier_wait(barrier(kHaloFull + group), parity);

@@ -13,6 +13,7 @@
 #include "matrix.cuh"
 #include "ptx.cuh"
 #include "sums.cuh"
+#include "tiles.cuh"
 #include "types.cuh"
 #include "wgmma.cuh"
 
@@ -39,8 +40,7 @@ struct TailColumnsParameters {
   TensorMap x;       // {64 * SLABS, w, h, n}, box {64, 8, ROWS + SIZE - 1, 1}, 128-byte swizzle
   TensorMap weight;  // {64, SLABS * SIZE * 64}, box {64, 64}, 128-byte swizzle; rows are (slab, tap, sum)
   TensorMap sums;    // of Half, {64, w, h, n}, box {64, 8, ROWS, 1}, 128-byte swizzle
-  int tiles_across, tiles_a_frame, tiles;
-  int reversed;      // the last tile first
+  TileOrder order;
 };
 
 enum TailBarrier { kTailWeights = 0, kSlabFull = 1, kSlabFree = 5 };
@@ -65,13 +65,6 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
   }
   __syncthreads();
   launch_dependents();
-  const auto place_of = [&](int i, int& n, int& y, int& x) {
-    const int tile = p.reversed ? p.tiles - 1 - i : i;
-    n = tile / p.tiles_a_frame;
-    const int inside = tile - n * p.tiles_a_frame, down = inside / p.tiles_across;
-    y = down * ROWS;
-    x = (inside - down * p.tiles_across) * Tile::kColumns;
-  };
 
   if (group == 2) {
     if (thread != 0) return;
@@ -82,14 +75,13 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
     prefetch_map(&p.x);
     prefetch_map(&p.sums);
     wait_for_previous_kernel();
-    for (int first = blockIdx.x, copied = 0; first < p.tiles; first += 2 * gridDim.x) {
+    for (int first = blockIdx.x, copied = 0; first < p.order.tiles; first += 2 * gridDim.x) {
 #pragma unroll 1
       for (int slab = 0; slab < SLABS; ++slab)
 #pragma unroll 1
-        for (int i = first; i <= first + gridDim.x && i < p.tiles; i += gridDim.x, ++copied) {
+        for (int i = first; i <= first + gridDim.x && i < p.order.tiles; i += gridDim.x, ++copied) {
           const int stage = copied % kStages;
-          int n, y, x;
-          place_of(i, n, y, x);
+          const auto [n, y, x] = p.order.place(i, ROWS, Tile::kColumns);
           barrier_wait(barrier(kSlabFree + stage), (copied / kStages & 1) ^ 1);
           barrier_arrive_expect(barrier(kSlabFull + stage), Tile::kSlabBytes);
           tma_load(slabs + stage * Tile::kSlabBytes, &p.x, barrier(kSlabFull + stage), slab * 64, x, y - SIZE / 2, n);
@@ -101,9 +93,9 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
   const uint64_t a = operand(weights, Swizzle::k128, 1024);
   wait_for_previous_kernel();
   barrier_wait(barrier(kTailWeights), 0);
-  for (int i = blockIdx.x + group * gridDim.x, before = 0; i < p.tiles; i += 2 * gridDim.x, before += 2 * SLABS) {
+  for (int i = blockIdx.x + group * gridDim.x, before = 0; i < p.order.tiles; i += 2 * gridDim.x, before += 2 * SLABS) {
     // Slabs come in turns, but to one warpgroup alone if no tile is left for the other.
-    const bool alone = i + static_cast<int>(gridDim.x) >= p.tiles && group == 0;
+    const bool alone = i + static_cast<int>(gridDim.x) >= p.order.tiles && group == 0;
     float d[N / 2];
     uint32_t slab_at = 0;
     int stage = 0;
@@ -134,8 +126,7 @@ __global__ void __launch_bounds__(384, 1) tail_columns(const __grid_constant__ T
     fence_async_shared();
     named_barrier(group + 1, 128);
     if (thread == 0) {
-      int n, y, x;
-      place_of(i, n, y, x);
+      const auto [n, y, x] = p.order.place(i, ROWS, Tile::kColumns);
       tma_store(&p.sums, slab_at, 0, x, y, n);
       store_commit();
       store_wait_read();

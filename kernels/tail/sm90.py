@@ -29,10 +29,7 @@ class ColumnsParameters(ctypes.Structure):
         ("x", hopper.Map),
         ("weight", hopper.Map),
         ("sums", hopper.Map),
-        ("tiles_across", ctypes.c_int),
-        ("tiles_a_frame", ctypes.c_int),
-        ("tiles", ctypes.c_int),
-        ("reversed", ctypes.c_int),
+        ("order", hopper.TileOrder),
     )
 
 
@@ -178,19 +175,13 @@ def launch(
     tile = variant.tile
     columns = hopper.packed(weight, pack)
     sums = _memory(scratch, n * h * w * CHANNELS, x.device)
-
-    across = -(-w // COLUMNS)
-    a_frame = across * -(-h // tile.rows)
     first = ColumnsParameters(
         x=hopper.dense_map(runtime, x, (cin, w, h, n), (CHANNELS, COLUMNS, tile.rows + tile.size - 1, 1), 128),
         weight=hopper.dense_map(runtime, columns, (CHANNELS, len(columns)), (CHANNELS, CHANNELS), 128),
         sums=hopper.dense_map(runtime, sums, (CHANNELS, w, h, n), (CHANNELS, COLUMNS, tile.rows, 1), 128),
-        tiles_across=across,
-        tiles_a_frame=a_frame,
-        tiles=a_frame * n,
-        reversed=backwards,
+        order=hopper.tile_order(n, h, w, tile.rows, COLUMNS, backwards),
     )
-    hopper.launch(runtime, variant.columns, (min(first.tiles, blocks), 1, 1), first)
+    hopper.launch(runtime, variant.columns, (min(first.order.tiles, blocks), 1, 1), first)
     spans = -(-w // _SPAN)
     second = SumParameters(
         sums=sums.data_ptr(),

@@ -35,6 +35,11 @@ constexpr Columns kColumnsOf[kLayouts] = {columns_of<kShifted>(), columns_of<kFl
 std::vector<uint64_t> sizes(std::initializer_list<int> list) { return {list.begin(), list.end()}; }
 std::vector<uint32_t> box(std::initializer_list<int> list) { return {list.begin(), list.end()}; }
 
+TileOrder order_of(Size size, int rows, int columns, bool backwards) {
+  const int across = quotient_up(size.w, columns), a_frame = across * quotient_up(size.h, rows);
+  return {across, a_frame, a_frame * size.n, backwards};
+}
+
 }  // namespace
 
 const Kernel& Sm90::best(const std::vector<Kernel>& kernels, Size size, int columns, int computed, int blocks,
@@ -58,11 +63,8 @@ void Sm90::head(const HeadCall& call) {
   p.offset = call.offset;
   p.height = h;
   p.width = w;
-  p.tiles_across = quotient_up(w, kColumns);
-  p.tiles_a_frame = p.tiles_across * quotient_up(h, kernel.rows);
-  p.tiles = p.tiles_a_frame * n;
-  p.reversed = call.backwards;
-  device_.launch(kernel, static_cast<unsigned>(std::min(p.tiles, processors_)), 1, kThreads, &p, stream_, "head");
+  p.order = order_of(call.size, kernel.rows, kColumns, call.backwards);
+  device_.launch(kernel, static_cast<unsigned>(std::min(p.order.tiles, processors_)), 1, kThreads, &p, stream_, "head");
 }
 
 void Sm90::conv(const ConvCall& call) {
@@ -82,15 +84,12 @@ void Sm90::conv(const ConvCall& call) {
   p.work.weight = device_.map({call.weight, sizes({kWidth, call.slices * 9 * kWidth}), box({kWidth, 192}), 128});
   if (call.residual != nullptr) p.work.residual = window(call.residual, columns.computed, kernel.rows);
   p.work.across = across;
-  p.work.tiles_across = quotient_up(w, columns.written);
-  p.work.tiles_a_frame = p.work.tiles_across * quotient_up(h, kernel.rows);
-  p.work.tiles = p.work.tiles_a_frame * n;
-  p.work.reversed = call.backwards;
+  p.work.order = order_of(call.size, kernel.rows, columns.written, call.backwards);
   p.y = window(call.y, columns.written, layout_ == kFlat ? 1 : kernel.rows);
   p.bias = call.bias;
   p.slopes = call.slopes;
   p.slope_slices = call.slices / (call.r * call.r);
-  device_.launch(kernel, static_cast<unsigned>(std::min(p.work.tiles, blocks)), static_cast<unsigned>(call.slices),
+  device_.launch(kernel, static_cast<unsigned>(std::min(p.work.order.tiles, blocks)), static_cast<unsigned>(call.slices),
                  kThreads, &p, stream_, call.r == 1 ? "conv3x3" : "conv3x3_shuffle");
 }
 
@@ -104,11 +103,8 @@ void Sm90::tail(const TailCall& call) {
       device_.map({call.x, sizes({kSlabs * kWidth, w, h, n}), box({kWidth, kColumns, kernel.rows + halo, 1}), 128});
   first.weight = device_.map({call.weight, sizes({kWidth, kSlabs * kTailSize * kWidth}), box({kWidth, kWidth}), 128});
   first.sums = device_.map({call.sums, sizes({kWidth, w, h, n}), box({kWidth, kColumns, kernel.rows, 1}), 128});
-  first.tiles_across = quotient_up(w, kColumns);
-  first.tiles_a_frame = first.tiles_across * quotient_up(h, kernel.rows);
-  first.tiles = first.tiles_a_frame * n;
-  first.reversed = call.backwards;
-  device_.launch(kernel, static_cast<unsigned>(std::min(first.tiles, processors_)), 1, kThreads, &first, stream_,
+  first.order = order_of(call.size, kernel.rows, kColumns, call.backwards);
+  device_.launch(kernel, static_cast<unsigned>(std::min(first.order.tiles, processors_)), 1, kThreads, &first, stream_,
                  "tail, sums of columns");
   TailSumParameters second{};
   second.sums = call.sums;
