@@ -156,13 +156,11 @@ def offer(
     runtime = hopper.runtime_for(x.device)
     if runtime is None:
         return "no Hopper GPU, or no compiler for it"
-    cin, cout = weight.shape[1:]
     if x.dtype not in hopper.ELEMENT:
         return f"it has no kernel in {x.dtype}"
-    if cin != CHANNELS or cout % (CHANNELS * r * r):
-        return f"it takes 64 channels to multiples of 64, and these are {cin} to {cout // r**2}"
-    if any(memory.data_ptr() % 16 for memory in (x, residual, out) if memory is not None):
-        return "its copies start at words of 16 bytes"
+    if (reason := uncovered(weight, r, x, residual, out)) is not None:
+        return reason
+    cin, cout = weight.shape[1:]
     layout = preferred_layout(runtime)
     if layout is None:
         return "this GPU reads no layout of its tiles rightly"
@@ -176,6 +174,16 @@ def offer(
 
     what = f"{op} of {n}x{h}x{w}, {cin} to {cout // r**2}, by {variant.source.expression}"
     return hopper.Offer(runtime, (variant.kernel,), what, call)
+
+
+def uncovered(weight: Tensor, r: int, *memory: Tensor | None) -> str | None:
+    """Why the pipeline of include/conv3x3.cuh does not do a convolution from and to such memory; None if it does."""
+    cin, cout = weight.shape[1:]
+    if cin != CHANNELS or cout % (CHANNELS * r * r):
+        return f"it takes 64 channels to multiples of 64, and these are {cin} to {cout // r**2}"
+    if any(each.data_ptr() % 16 for each in memory if each is not None):
+        return "its copies start at words of 16 bytes"
+    return None
 
 
 def launch(

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from srgan_fast.kernels import hopper, load
 from srgan_fast.kernels.cases import Draw
-from srgan_fast.kernels.conv3x3.sm90 import CHANNELS, Tile, Work, best_tile, preferred_layout, result_map, work_of
+from srgan_fast.kernels.conv3x3.sm90 import (
+    CHANNELS,
+    Tile,
+    Work,
+    best_tile,
+    preferred_layout,
+    result_map,
+    uncovered,
+    work_of,
+)
 from srgan_fast.kernels.nvrtc import Specialisation
 from srgan_fast.kernels.parity import Report, compare_exact
 
@@ -79,11 +88,9 @@ def offer(
         return "no Hopper GPU, or no compiler for it"
     if out.dtype not in (torch.int8, torch.float16):
         return f"it gives no result in {out.dtype}"
+    if (reason := uncovered(weight, r, x, residual, quantised, out)) is not None:
+        return reason
     cin, cout = weight.shape[1:]
-    if cin != CHANNELS or cout % (CHANNELS * r * r):
-        return f"it takes 64 channels to multiples of 64, and these are {cin} to {cout // r**2}"
-    if any(memory.data_ptr() % 16 for memory in (x, residual, quantised, out) if memory is not None):
-        return "its copies start at words of 16 bytes"
     layout = preferred_layout(runtime)
     if layout is None:
         return "this GPU reads no layout of its tiles rightly"
