@@ -11,6 +11,7 @@
       CheckpointError              5   a training checkpoint that cannot be resumed
       MemoryBudgetError            7   the memory budget cannot hold even the smallest tile
       TrainingError                8   training cannot go on (a loss is not finite)
+      DistributedError             9   another rank of the run is gone, or was never there
       Interrupted                130   stopped by the user; what was finished is kept
 
 The command line turns each into one line and the exit code; a traceback is always a bug.
@@ -79,6 +80,12 @@ class TrainingError(SRGANFastError):
     """Training cannot go on; the last good checkpoint is kept."""
 
     exit_code = 8
+
+
+class DistributedError(SRGANFastError):
+    """Another rank of a run on several processes is gone, silent, or cannot be reached."""
+
+    exit_code = 9
 
 
 class Interrupted(SRGANFastError):

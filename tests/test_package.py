@@ -31,6 +31,7 @@ LAYERS = [
     {"train", "video"},
     {"bench"},
     {"cli"},
+    {"__main__"},
 ]
 
 
@@ -58,6 +59,13 @@ def test_help_loads_nothing_heavy_and_is_quick() -> None:
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip().endswith("[]")
     assert min(seconds) < 0.5
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "srgan_fast", "train", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Train SRResNet or SRGAN" in result.stdout
 
 
 def part_of(path: Path) -> str:

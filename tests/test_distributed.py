@@ -1,0 +1,314 @@
+"""Several ranks as one run: averages, agreement, gradients on their way during backward, and ranks that die."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from typing import Any
+
+import pytest
+import torch
+from ranks import environment, free_port, together
+from torch import nn
+
+from srgan_fast.errors import BackendUnavailable, DistributedError, SRGANFastError, UsageError
+from srgan_fast.train import distributed
+from srgan_fast.train.distributed import ALONE, World, join, leave, synchronised
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    """Three layers with parameters, one with running statistics, in channels_last."""
+    torch.manual_seed(seed)
+    layers = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.PReLU(6), nn.Conv2d(6, 2, 3))
+    return layers.to(memory_format=torch.channels_last)
+
+
+def batch(round_: int, rank: int) -> torch.Tensor:
+    return torch.randn(2, 3, 7, 8, generator=torch.Generator().manual_seed(10 * round_ + rank))
+
+
+def loss_of(net: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    return (net(images) ** 2).mean()
+
+
+# What a rank answers goes through a pipe: plain lists and numbers, no tensors that live in shared memory.
+def plain(tensors: Any) -> list[Any]:
+    return [tensor.detach().tolist() for tensor in tensors]
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    for name in environment(0, 1, 0):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+def talk(world: World) -> dict[str, Any]:
+    single, pair = torch.tensor(float(world.rank)), torch.tensor([[1.0, 4.0 * world.rank]])
+    world.mean_(single, pair)
+    world.barrier()
+    return {
+        "main": world.main,
+        "mean": [float(single), pair.tolist()],
+        "share": world.share({"rank": world.rank}),
+        "agree": [world.agree(False), world.agree(world.rank == 1), world.agree(True)],
+    }
+
+
+def test_ranks_average_share_and_agree() -> None:
+    answers = together(talk)
+    assert [answer.pop("main") for answer in answers] == [True, False]
+    for answer in answers:
+        assert answer == {"mean": [0.5, [[1.0, 2.0]]], "share": {"rank": 0}, "agree": [False, True, True]}
+
+
+def three_rounds(world: World, bucket_bytes: int) -> dict[str, Any]:
+    net = network(seed=world.rank)
+    reducer = world.reducer(net, bucket_bytes)
+    start = plain(net.parameters())
+    rounds = []
+    for round_ in range(3):
+        for parameter in net.parameters():
+            parameter.grad = None
+        loss_of(net, batch(round_, world.rank)).backward()
+        reducer.finish()
+        assert all(p.grad is not None and p.grad.stride() == p.stride() for p in net.parameters())
+        rounds.append(plain(p.grad for p in net.parameters()))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                assert parameter.grad is not None
+                parameter -= parameter.grad
+    return {"start": start, "rounds": rounds, "statistics": plain(net.buffers())}
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 700, 1 << 20])
+def test_gradients_and_statistics_are_the_average_of_the_ranks(bucket_bytes: int) -> None:
+    first, second = together(three_rounds, bucket_bytes)
+    assert first == second, "the ranks differ"
+    net = network(seed=0)
+    assert first["start"] == plain(net.parameters()), "not rank 0's weights"
+    for round_ in range(3):
+        copies = [copy.deepcopy(net) for _ in range(2)]
+        for rank, mine in enumerate(copies):
+            loss_of(mine, batch(round_, rank)).backward()
+        with torch.no_grad():
+            for parameter, a, b in zip(net.parameters(), *(mine.parameters() for mine in copies), strict=True):
+                assert a.grad is not None
+                assert b.grad is not None
+                # (a + b) / 2 is one addition and one exact halving: nothing is left to differ.
+                parameter.grad = (a.grad + b.grad) / 2
+                parameter -= parameter.grad
+            for buffer, a, b in zip(net.buffers(), *(mine.buffers() for mine in copies), strict=True):
+                buffer.copy_((a + b) / 2 if buffer.is_floating_point() else a)
+        assert first["rounds"][round_] == plain(p.grad for p in net.parameters())
+    assert first["statistics"] == plain(net.buffers())
+
+
+def order_of_events(world: World) -> list[str]:
+    net = network()
+    reducer = world.reducer(net, bucket_bytes=128 * 4)  # all but the first layer; its bias; its weight
+    events: list[str] = []
+    send = distributed.distributed.all_reduce
+
+    def noted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        events.append(f"sent {tensor.numel()}")
+        return send(tensor, *arguments, **options)
+
+    distributed.distributed.all_reduce = noted
+
+    def watch(_: nn.Module, __: Any, out: torch.Tensor) -> None:
+        out.register_hook(lambda _: events.append("first layer's backward"))  # just before it
+
+    net[0].register_forward_hook(watch)
+    loss_of(net, batch(0, world.rank)).backward()
+    events.append("backward ended")
+    reducer.finish()
+    return events
+
+
+def test_gradients_leave_while_backward_runs() -> None:
+    for events in together(order_of_events):
+        statistics = "sent 12"
+        first = ["sent 6", "sent 162"]
+        assert events == ["sent 128", "first layer's backward", *first, "backward ended", statistics]
+
+
+def misuse(world: World) -> list[str]:
+    net = network()
+    net[1].requires_grad_(False)
+    reducer = world.reducer(net, bucket_bytes=700)
+    said = []
+    loss_of(net, batch(0, world.rank)).backward()
+    try:
+        loss_of(net, batch(0, world.rank)).backward()
+    except RuntimeError as error:
+        said.append(str(error))
+    for parameter in net.parameters():
+        parameter.grad = None  # as after a capture that failed: the round starts again
+    loss_of(net, batch(0, world.rank)).backward()
+    reducer.finish()
+    (net[0].weight.sum() + net[3](torch.zeros(1, 6, 3, 3)).sum()).backward()
+    try:
+        reducer.finish()
+    except DistributedError as error:
+        said.append(str(error))
+    return said
+
+
+def test_a_gradient_that_is_missing_or_comes_twice() -> None:
+    for twice, missing in together(misuse):
+        assert "call finish() first" in twice
+        assert "none for 0.bias, 2.weight;" in missing
+
+
+def test_alone_nothing_communicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("all_reduce", "broadcast", "broadcast_object_list", "init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(distributed.distributed, name, None)
+    enter(monkeypatch, {})
+    assert join("cpu") == (ALONE, torch.device("cpu"))
+    assert ALONE.main
+    net = network()
+    reducer = ALONE.reducer(net)
+    loss_of(net, batch(0, 0)).backward()
+    before = plain([*(p.grad for p in net.parameters() if p.grad is not None), *net.buffers()])
+    reducer.finish()
+    assert plain([*(p.grad for p in net.parameters() if p.grad is not None), *net.buffers()]) == before
+    value = torch.tensor(3.0)
+    ALONE.mean_(value)
+    ALONE.barrier()
+    assert (float(value), ALONE.share("x"), ALONE.agree(True), ALONE.agree(False)) == (3.0, "x", True, False)
+    leave(ALONE)
+    # torchrun with one process, too.
+    enter(monkeypatch, environment(0, 1, 1))
+    assert join("cpu") == (ALONE, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "message"),
+    [
+        ({"RANK": ""}, "cpu", "got RANK="),
+        ({"RANK": None}, "cpu", "WORLD_SIZE without RANK; start by torchrun or unset WORLD_SIZE"),
+        ({"LOCAL_RANK": "x"}, "cpu", "got LOCAL_RANK=x"),
+        ({"WORLD_SIZE": "two"}, "cpu", "got WORLD_SIZE=two"),
+        ({"RANK": "2"}, "cpu", "RANK below WORLD_SIZE=2, got 2"),
+        ({"WORLD_SIZE": "0"}, "cpu", "RANK below WORLD_SIZE=0"),
+        ({"MASTER_ADDR": None}, "cpu", "expected MASTER_ADDR beside WORLD_SIZE=2"),
+        ({"MASTER_PORT": ""}, "cpu", "expected MASTER_PORT beside WORLD_SIZE=2"),
+        ({"SRGAN_FAST_TIMEOUT_S": "soon"}, "cpu", "seconds above 0, got 'soon'"),
+        ({"SRGAN_FAST_TIMEOUT_S": "nan"}, "cpu", "seconds above 0, got 'nan'"),
+        ({"SRGAN_FAST_TIMEOUT_S": "1e30"}, "cpu", "seconds above 0, got '1e30'"),
+        ({}, "gpu", "auto, cpu, cuda"),
+        ({}, "mps", "auto, cpu, cuda"),
+    ],
+)
+def test_an_environment_that_cannot_be(
+    changes: dict[str, str | None], device: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = environment(1, 2, 1) | changes
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    enter(monkeypatch, {key: value for key, value in variables.items() if value is not None})
+    with pytest.raises(UsageError) as caught:
+        join(device)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda backend, **_: chosen.append(backend))
+    enter(monkeypatch, environment(1, 2, 1))
+    world, device = join("auto")
+    assert (world, device) == (World(1, 2), torch.device("cuda", 1))
+    assert chosen == [device, "cpu:gloo,cuda:nccl"]
+    with pytest.raises(UsageError, match="--device cuda for several ranks"):
+        join("cuda:0")
+    enter(monkeypatch, environment(2, 3, 1))
+    with pytest.raises(BackendUnavailable, match=r"GPU 2 for this rank on this machine, torch sees 2; lower --nproc"):
+        join("auto")
+    enter(monkeypatch, {})
+    assert join("cuda:1") == (ALONE, torch.device("cuda", 1))
+    assert join("cuda") == (ALONE, torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(BackendUnavailable, match="torch sees none"):
+        join("cuda")
+
+
+def test_batch_norm_across_ranks_is_refused_on_a_cpu() -> None:
+    with pytest.raises(BackendUnavailable, match="leave out --sync-bn"):
+        synchronised(network(), torch.device("cpu"))
+    net = synchronised(network(), torch.device("cuda"))
+    assert isinstance(net[1], nn.SyncBatchNorm)
+    assert net.state_dict().keys() == network().state_dict().keys()
+
+
+def lose(world: World, how: str) -> tuple[float, str]:
+    net = network()
+    reducer = world.reducer(net)
+    if world.rank == 1:
+        if how == "dies":
+            os._exit(9)
+        time.sleep(2)
+    start = time.monotonic()
+    loss_of(net, batch(0, world.rank)).backward()
+    try:
+        reducer.finish()
+    except DistributedError as error:
+        return time.monotonic() - start, str(error)
+    return time.monotonic() - start, ""
+
+
+@pytest.mark.parametrize(("how", "timeout_s"), [("dies", 60), ("is silent", 1)])
+def test_a_rank_that_is_lost_is_one_line_and_no_hang(how: str, timeout_s: float) -> None:
+    waited_s, said = together(lose, how, timeout_s=timeout_s)[0]
+    assert "another rank is gone or silent, found when averaging gradients" in said
+    assert "\n" not in said
+    assert waited_s < 10
+
+
+def test_a_master_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(monkeypatch, environment(1, 2, free_port(), timeout_s=1))
+    with pytest.raises(DistributedError, match="joining a world of 2") as caught:
+        join("cpu")
+    assert isinstance(caught.value, SRGANFastError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.gpu
+def test_a_step_with_nccl_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One rank that counts as two: NCCL carries every message, and each average is half of the gradient."""
+    enter(monkeypatch, environment(0, 2, free_port()))
+    device = torch.device("cuda", torch.cuda.current_device())
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl", rank=0, world_size=1)
+    try:
+        world = World(0, 2)
+        net = network().to(device)
+        reducer = world.reducer(net, bucket_bytes=700)
+        images = torch.zeros(2, 3, 7, 8, device=device)
+
+        def work() -> None:
+            for parameter in net.parameters():
+                parameter.grad = None
+            loss_of(net, images).backward()
+            reducer.finish()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            work()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+        images.copy_(batch(0, 0))
+        graph.replay()
+        alone = network().to(device)
+        loss_of(alone, images).backward()
+        for mine, want in zip(net.parameters(), alone.parameters(), strict=True):
+            assert mine.grad is not None
+            assert want.grad is not None
+            torch.testing.assert_close(mine.grad, want.grad / 2)
+    finally:
+        torch.distributed.destroy_process_group()
