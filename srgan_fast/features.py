@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_input
 
 from srgan_fast.errors import InputError, UsageError, WeightsError
 
@@ -24,6 +27,68 @@ class Features(Protocol):
     def __call__(self, image: Tensor) -> Tensor:
         """The feature maps of a batch."""
 
+    def pair(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature maps of both, with a gradient for `sr` alone."""
+
+
+class Layer(NamedTuple):
+    """A 3x3 convolution with padding and its ReLU; `pooled` where a 2x2 max-pool follows."""
+
+    weight: Tensor
+    bias: Tensor
+    pooled: bool
+
+
+class Chain(torch.autograd.Function):
+    """`Layer`s over two batches as one of twice the size; a gradient for the first batch, and none for weights.
+
+    For the gradient only the signs of the first batch's activations are kept (of the pooled ones, where they are
+    pooled: what did not win has no gradient), and the winners of its pools; of the second batch nothing.
+
+    Shapes:  sr, hr [n, c, h, w] -> two batches of feature maps
+    """
+
+    @staticmethod
+    def forward(ctx: Any, sr: Tensor, hr: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+        count = len(sr)
+        x = torch.cat([sr, hr]).to(layers[0].weight.dtype)
+        kept: list[Tensor] = []
+        ctx.shapes, ctx.layers, ctx.dtype = [], layers, sr.dtype
+        for weight, bias, pooled in layers:
+            ctx.shapes.append((count, *x.shape[1:]))
+            x = F.conv2d(x, weight, bias, padding=1).relu_()
+            if pooled:
+                x, winners = F.max_pool2d(x, 2, return_indices=True)
+                kept.append(winners[:count].clone())  # a view would hold the other half too
+            kept.append(x[:count] > 0)
+        ctx.save_for_backward(*kept)
+        got, want = x[:count], x[count:]
+        ctx.mark_non_differentiable(want)
+        ctx.set_materialize_grads(False)
+        return got, want
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+        if grad is None:
+            return None, None, None
+        kept = list(ctx.saved_tensors)
+        for (weight, _bias, pooled), shape in zip(reversed(ctx.layers), reversed(ctx.shapes), strict=True):
+            grad = grad * kept.pop()
+            if pooled:
+                # Only the shape and the layout of the pool's input count: what is in it is not read.
+                size = (shape[0], len(weight), *shape[2:])
+                like = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=_layout(grad))
+                window = ([2, 2], [2, 2], [0, 0], [1, 1])
+                grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, like, *window, False, kept.pop())
+            grad = conv2d_input(shape, weight, grad, padding=1)
+        return grad.to(ctx.dtype), None, None
+
+
+def _layout(tensor: Tensor) -> torch.memory_format:
+    dense = tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if dense else torch.contiguous_format
+
 
 class VGG19(nn.Module):
     """phi_{i,j}: the j-th convolution, after its activation, before the i-th max-pool.
@@ -33,6 +98,9 @@ class VGG19(nn.Module):
              deviation) or "caffe" (BGR in 0..255 minus 103.939, 116.779, 123.68)
     Source:  Simonyan and Zisserman, arXiv:1409.1556, network E
     """
+
+    mean: Tensor
+    deviation: Tensor
 
     def __init__(self, i: int, j: int, convention: str = "torchvision") -> None:
         super().__init__()
@@ -48,18 +116,41 @@ class VGG19(nn.Module):
                 layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         self.convention = convention
+        mean = [103.939, 116.779, 123.68] if convention == "caffe" else [0.485, 0.456, 0.406]
+        _constant(self, "mean", mean)
+        _constant(self, "deviation", [0.229, 0.224, 0.225])
+        self._converted: dict[torch.dtype, tuple[list[tuple[int, int]], list[Layer]]] = {}
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
+        return self.features(self._prepared(image))
+
+    def pair(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature maps of both in one pass of twice the batch, with a gradient for `sr` alone."""
+        with torch.no_grad():
+            hr = self._prepared(hr)
+        return Chain.apply(self._prepared(sr), hr, self._layers(_compute_dtype(sr)))  # type: ignore[no-untyped-call]
+
+    def _prepared(self, image: Tensor) -> Tensor:
         unit = (image + 1) / 2
         if self.convention == "caffe":
-            mean = unit.new_tensor([103.939, 116.779, 123.68]).view(-1, 1, 1)
-            x = unit.flip(1) * 255 - mean
-        else:
-            mean = unit.new_tensor([0.485, 0.456, 0.406]).view(-1, 1, 1)
-            deviation = unit.new_tensor([0.229, 0.224, 0.225]).view(-1, 1, 1)
-            x = (unit - mean) / deviation
-        return self.features(x)
+            return unit.flip(1) * 255 - self.mean
+        return (unit - self.mean) / self.deviation
+
+    def _layers(self, dtype: torch.dtype) -> list[Layer]:
+        """The weights in the dtype of a computation, converted once: autocast would do it at every step."""
+        now = [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+        known, layers = self._converted.get(dtype, ([], []))
+        if known != now:
+            layers = []
+            for module in self.features:
+                if isinstance(module, nn.Conv2d):
+                    assert module.bias is not None
+                    layers.append(Layer(module.weight.detach().to(dtype), module.bias.detach().to(dtype), False))
+                elif isinstance(module, nn.MaxPool2d):
+                    layers[-1] = layers[-1]._replace(pooled=True)
+            self._converted[dtype] = now, layers
+        return layers
 
 
 def load_vgg19(i: int, j: int, path: Path | None, convention: str) -> VGG19:
@@ -84,6 +175,19 @@ def load_vgg19(i: int, j: int, path: Path | None, convention: str) -> VGG19:
     return network.eval()
 
 
+def _constant(network: nn.Module, name: str, values: list[float]) -> None:
+    """A value for each channel, which moves with the network and is no part of its weights."""
+    network.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+
+def _compute_dtype(image: Tensor) -> torch.dtype:
+    """What a convolution of `image` would be computed in; autocast leaves float64 as it is."""
+    kind = image.device.type
+    if torch.is_autocast_enabled(kind) and image.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return image.dtype
+
+
 class _Fire(nn.Module):
     def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -106,22 +210,30 @@ class SqueezeNet(nn.Module):
     Source:  Iandola et al., arXiv:1602.07360
     """
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 96, 7, stride=2)
         widths = ((96, 16, 64), (128, 16, 64), (128, 32, 128), (256, 32, 128), (256, 48, 192), (384, 48, 192))
         self.fires = nn.ModuleList(_Fire(*width) for width in (*widths, (384, 64, 256)))
+        _constant(self, "mean", [104.0, 117.0, 123.0])
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
-        mean = image.new_tensor([104.0, 117.0, 123.0]).view(-1, 1, 1)
-        x = F.relu(self.conv1((image + 1).flip(1) * 127.5 - mean))
+        x = F.relu(self.conv1((image + 1).flip(1) * 127.5 - self.mean))
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         for index, fire in enumerate(self.fires, start=2):
             x = fire(x)
             if index == 4:
                 x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         return x
+
+    def pair(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature maps of both, with a gradient for `sr` alone."""
+        with torch.no_grad():
+            want = self(hr)
+        return self(sr), want
 
 
 def load_squeezenet(path: Path | None) -> SqueezeNet:

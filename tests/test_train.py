@@ -107,13 +107,12 @@ def test_vgg_layers_lie_where_the_paper_says(i: int, j: int, channels: int, pool
 
 
 def test_vgg_input_conventions() -> None:
-    network = VGG19(1, 1)
     seen: list[torch.Tensor] = []
-    network.features[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     image = torch.tensor([1.0, 0.0, -1.0]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
-    network(image)
-    network.convention = "caffe"
-    network(image)
+    for convention in ("torchvision", "caffe"):
+        network = VGG19(1, 1, convention)
+        network.features[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        network(image)
     want = [(1 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (0 - 0.406) / 0.225]
     assert torch.allclose(seen[0][0, :, 0, 0], torch.tensor(want))
     assert torch.allclose(seen[1][0, :, 0, 0], torch.tensor([0 - 103.939, 127.5 - 116.779, 255 - 123.68]), atol=1e-4)

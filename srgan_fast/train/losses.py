@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,10 +34,9 @@ class PerceptualLoss(nn.Module):
         self.features, self.reduction = features, reduction
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
-        with torch.no_grad():
-            want = self.features(hr)
         # Autocast hands over bfloat16, which is coarser than the grey levels that the features are to tell apart.
-        difference = (self.features(sr.float()).float() - want.float()) * _VGG_SCALE
+        got, want = self.features.pair(sr.float(), hr)
+        difference = (got.float() - want.float()) * _VGG_SCALE
         total = difference.square()
         return total.sum(1).mean() if self.reduction == "paper" else total.mean()
 
