@@ -81,7 +81,7 @@ class Chain(torch.autograd.Function):
                 like = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=_layout(grad))
                 window = ([2, 2], [2, 2], [0, 0], [1, 1])
                 grad = torch.ops.aten.max_pool2d_with_indices_backward(grad, like, *window, False, kept.pop())
-            grad = conv2d_input(shape, weight, grad, padding=1)
+            grad = conv2d_input(shape, weight, grad, padding=1)  # type: ignore[no-untyped-call]
         return grad.to(ctx.dtype), None, None
 
 

@@ -33,8 +33,9 @@ class Replay:
 def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) -> Work:
     """Run `work` twice to warm it up (kernels are compiled then), capture it, and return its replay.
 
-    `work` may launch on the current stream only, and allocate nothing that a replay would need. The replay keeps `work`
-    alive, and with it whatever tensors it holds.
+    `work` launches on the current stream, and on others only between a fork from it and a join. What it allocates while
+    it is captured lies in the graph's own memory, which every replay writes anew. The replay keeps `work` alive, and
+    with it whatever tensors it holds. Warming up is running: what must not change by it, the caller puts back.
     """
     if device.type != "cuda":
         return work

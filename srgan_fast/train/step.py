@@ -70,7 +70,7 @@ class EagerStep:
     world's ranks are parts of one batch.
     """
 
-    kind = "eager"
+    kind: str = "eager"
 
     def __init__(
         self,
@@ -97,6 +97,7 @@ class EagerStep:
         self._row = torch.zeros(2, device=self.device)
         self._rate, self._weight = self._row.unbind()
         self.optimisers = {name: self._adam(network) for name, network in self._trained()}
+        self._bf16 = bf16_pays(config.precision, self.device)
         # Content on a stream of its own, beside the discriminator; only a graph knows whether it pays.
         self._aside: torch.cuda.Stream | None = None
 
@@ -154,7 +155,7 @@ class EagerStep:
 
     def _work(self, lr: Tensor, hr: Tensor) -> Tensor:
         """The whole step, but for the number of it; the terms in the order of their names."""
-        self._row.copy_(self._table.index_select(0, self._position)[0])
+        self._look_up()
         terms: dict[str, Tensor] = {}
         with self._autocast():
             sr = self._form(self.generator)(lr)
@@ -183,9 +184,12 @@ class EagerStep:
         self.world.mean_(values)
         return values
 
+    def _look_up(self) -> None:
+        """The rate and the weight of this step, on the device: what the host knows, a graph knows of its capture."""
+        self._row.copy_(self._table.index_select(0, self._position)[0])
+
     def _autocast(self) -> torch.autocast:
-        enabled = bf16_pays(self.config.precision, self.device)
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
     def _form(self, network: Generator | Discriminator) -> Callable[[Tensor], Tensor]:
         if not self.kernels:

@@ -1,0 +1,496 @@
+"""The training step: its parts, and that a captured one is EagerStep to the bit, however often its memory is spoilt."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+import math
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from capture import Recorded, Repeated
+from torch import Tensor, nn
+
+from srgan_fast import train
+from srgan_fast.errors import BackendUnavailable, UsageError
+from srgan_fast.features import VGG19
+from srgan_fast.model import Discriminator, Generator, GeneratorConfig
+from srgan_fast.train import graph_step, losses
+from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.graph_step import GraphStep, make_step
+from srgan_fast.train.step import EagerStep, average_weight, bf16_pays, learning_rate, schedule
+
+TINY = TrainConfig(
+    generator=GeneratorConfig(blocks=1, width=4),
+    crop=32,
+    batch=2,
+    steps=60,
+    warmup=10,
+    learning_rate=1e-3,
+    final_learning_rate=1e-5,
+    decay="cosine",
+    precision="fp32",
+)
+GAN = dataclasses.replace(TINY, stage="srgan", clip=0.05)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def networks(config: TrainConfig) -> tuple[Generator, Discriminator | None]:
+    torch.manual_seed(0)
+    return Generator(config.generator), Discriminator(width=4) if config.stage == "srgan" else None
+
+
+def step_of(
+    kind: Callable[..., EagerStep], config: TrainConfig, content: losses.Content = losses.mse, **options: Any
+) -> Any:
+    generator, discriminator = networks(config)
+    return kind(generator, content, config, discriminator, **options)
+
+
+def batch(number: int, count: int = 2, size: int = 8) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(number)
+    lr = torch.rand(count, 3, size, size, generator=random)
+    return lr, torch.rand(count, 3, 4 * size, 4 * size, generator=random) * 2 - 1
+
+
+def spoil(step: EagerStep) -> None:
+    """Put NaN wherever a captured step may not rely on what is there."""
+    for one in step.captured.values() if isinstance(step, GraphStep) else ():
+        for tensor in (one.lr, one.hr, *one.values, *one.gradients):
+            tensor.detach().fill_(math.nan)
+
+
+def run(step: EagerStep, steps: range) -> list[dict[str, Tensor]]:
+    """Its terms over some steps, four of them with batches of another shape."""
+    told = []
+    for number in steps:
+        count, size = (3, 9) if 20 <= number < 24 else (2, 8)
+        told.append(step(*batch(number, count, size), number))
+        spoil(step)
+    return told
+
+
+def everything(step: EagerStep) -> dict[str, Tensor]:
+    found = {}
+    for name, part in copy.deepcopy(step.state()).items():
+        leaves = torch.utils._pytree.tree_leaves_with_path(part)
+        found |= {f"{name}{torch.utils._pytree.keystr(path)}": leaf for path, leaf in leaves}
+    # The rate in the groups is no state: every step looks it up.
+    return {name: value for name, value in found.items() if isinstance(value, Tensor) and "groups" not in name}
+
+
+def assert_same(mine: Any, others: Any) -> None:
+    """To the bit; a NaN is like nothing."""
+    mine, others = (one if isinstance(one, list) else [everything(one)] for one in (mine, others))
+    assert len(mine) == len(others)
+    for here, there in zip(mine, others, strict=True):
+        assert here.keys() == there.keys()
+        for name, value in here.items():
+            assert torch.equal(value, there[name]), name
+
+
+def run_both(
+    graph: EagerStep,
+    config: TrainConfig,
+    content: losses.Content = losses.mse,
+    steps: tuple[int, int, int, int] = (18, 21, 23, 25),
+) -> None:
+    """A captured step and EagerStep have to be the same; between the third number and the second both are put back."""
+    start, middle, back, stop = steps
+    eager = step_of(EagerStep, config, content)
+    told: list[list[dict[str, Tensor]]] = []
+    for step in (graph, eager):
+        terms = run(step, range(start, middle))
+        kept = copy.deepcopy(step.state())
+        terms += run(step, range(middle, back))
+        step.restore(kept)
+        told.append(terms + run(step, range(middle, stop)))
+    assert_same(*told)
+    assert_same(graph, eager)
+
+
+# --- the captured step ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "executor"),
+    [
+        (TINY, Recorded),
+        (dataclasses.replace(TINY, clip=0.05), Recorded),
+        (GAN, Recorded),
+        (dataclasses.replace(GAN, clip=0.0), Recorded),
+        (GAN, Repeated),
+    ],
+    ids=["srresnet", "srresnet-clip", "srgan-clip", "srgan", "srgan-repeated"],
+)
+def test_fifty_replays_are_fifty_steps(config: TrainConfig, executor: type[Recorded]) -> None:
+    capture = executor()
+    graph = step_of(GraphStep, config, capture=capture, fall_back=False)
+    run_both(graph, config, steps=(0, 30, 34, 50))
+    assert capture.captures == 2
+    assert capture.replays >= 54
+    assert graph.kind == "graph"
+
+
+def test_features_are_captured_too() -> None:
+    features = VGG19(2, 2)
+    content = losses.PerceptualLoss(features, "mean")
+    config = dataclasses.replace(GAN, precision="bf16")
+    graph = step_of(GraphStep, config, content, capture=Recorded(), fall_back=False)
+    eager = step_of(EagerStep, config, content)
+    assert_same(run(graph, range(18, 22)), run(eager, range(18, 22)))
+    assert_same(graph, eager)
+
+
+class Stale(GraphStep):
+    def _run(self, lr: Tensor, hr: Tensor) -> Tensor:
+        for one in self.captured.values():
+            if one.lr.shape == lr.shape:
+                one.replay()
+                return one.values[0].clone()
+        return super()._run(lr, hr)
+
+
+class HostRate(GraphStep):
+    at = 0
+
+    def __call__(self, lr: Tensor, hr: Tensor, step: int) -> dict[str, Tensor]:
+        self.at = step
+        return super().__call__(lr, hr, step)
+
+    def _look_up(self) -> None:
+        self._rate.fill_(learning_rate(self.config, self.at))
+        self._weight.fill_(average_weight(self.config, self.at))
+
+
+class Rebound(GraphStep):
+    def _restore_moments(self, name: str, moments: Any) -> None:
+        optimiser = self.optimisers[name]
+        optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+class Handing(GraphStep):
+    def _run(self, lr: Tensor, hr: Tensor) -> Tensor:
+        super()._run(lr, hr)
+        return self.captured[lr.shape, hr.shape].values[0]
+
+
+class WarmedUp(GraphStep):
+    def _tensors(self) -> list[Tensor]:
+        return [tensor for tensor in super()._tensors() if tensor.dtype != torch.int64]
+
+
+@pytest.mark.parametrize("fault", [Stale, HostRate, Rebound, Handing, WarmedUp])
+def test_planted_faults_are_caught(fault: type[GraphStep]) -> None:
+    """A batch not copied in, a rate of the host, moments in new tensors, terms not copied out, counts not put back."""
+    graph = step_of(fault, GAN, capture=Recorded(), fall_back=False)
+    with pytest.raises(AssertionError):
+        run_both(graph, GAN)
+
+
+def test_a_value_read_by_the_host_ends_a_capture(caplog: pytest.LogCaptureFixture) -> None:
+    def content(sr: Tensor, hr: Tensor) -> Tensor:
+        loss = losses.mse(sr, hr)
+        return loss * float(loss.detach() > -1)
+
+    graph = step_of(GraphStep, TINY, content, capture=Recorded())
+    run_both(graph, TINY, content)
+    assert graph.kind == "eager"
+    assert caplog.text.count("read back to the host") == 1
+
+
+def test_a_capture_leaves_no_trace() -> None:
+    def content(sr: Tensor, hr: Tensor) -> Tensor:
+        return losses.mse(sr, hr) + 0 * torch.rand(())  # moves the random state of the process
+
+    class Watching(GraphStep):
+        def _add(self, lr: Tensor, hr: Tensor) -> None:
+            before = everything(self)
+            where = [tensor.data_ptr() for tensor in self._tensors()]
+            super()._add(lr, hr)
+            assert_same([before], self)
+            assert where == [tensor.data_ptr() for tensor in self._tensors()]
+            told.append(len(before))
+
+    told: list[int] = []
+    graph = step_of(Watching, GAN, content, capture=Repeated(), fall_back=False)
+    run(graph, range(19, 21))
+    assert len(told) == 2
+    assert min(told) > 50
+
+
+def test_few_graphs_are_kept() -> None:
+    capture = Repeated()
+    graph = step_of(GraphStep, TINY, capture=capture)
+    for count in (1, 2, 3, 4, 1, 5, 1, 2):
+        graph(*batch(0, count), 0)
+    assert [lr[0] for lr, _ in graph.captured] == [4, 5, 1, 2]
+    assert capture.captures == 6
+
+
+# --- what is given up, and what is chosen -----------------------------------------------------------------------
+
+
+class Broken(Recorded):
+    """Cannot capture."""
+
+    def __call__(self, work: Any, device: torch.device, stream: object) -> Any:
+        work()
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+class Wrong(Recorded):
+    """Captures the step of another batch."""
+
+    def __call__(self, work: Any, device: torch.device, stream: object) -> Any:
+        replay = super().__call__(work, device, stream)
+        held = dict(zip(work.__code__.co_freevars, (cell.cell_contents for cell in work.__closure__), strict=True))
+
+        def other() -> None:
+            held["hr"].neg_()
+            replay()
+
+        return other
+
+
+@pytest.mark.parametrize(
+    ("executor", "reason"), [(Broken, "RuntimeError: operation not permitted"), (Wrong, "in a replay and")]
+)
+def test_what_fails_goes_on_eagerly(executor: type[Recorded], reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    graph = step_of(GraphStep, GAN, capture=executor())
+    run_both(graph, GAN)
+    assert graph.kind == "eager"
+    (warning,) = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert reason in warning.getMessage()
+    assert "\n" not in warning.getMessage()
+
+
+def test_what_was_asked_for_by_name_does_not_fall_back() -> None:
+    graph = step_of(GraphStep, GAN, capture=Broken(), fall_back=False)
+    before = everything(graph)
+    with pytest.raises(BackendUnavailable, match=r"operation not permitted.*--step eager"):
+        graph(*batch(0), 0)
+    assert_same([before], graph)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    """Training kernels that are the plain forward pass, slower or wrong if told so."""
+    made = types.SimpleNamespace(seconds=0.0, factor=1.0, calls=0, reason=None)
+
+    def forward_of(network: nn.Module) -> Callable[[Tensor], Tensor]:
+        def forward(image: Tensor) -> Tensor:
+            made.calls += 1
+            time.sleep(made.seconds)
+            return made.factor * network(image)
+
+        return forward
+
+    module = types.SimpleNamespace(forward_of=forward_of, why_not=lambda network: made.reason)
+    monkeypatch.setitem(sys.modules, "srgan_fast.train.fused", module)
+    monkeypatch.setattr(train, "fused", module, raising=False)
+    monkeypatch.setattr(graph_step, "why_not_triton", lambda device: None)
+    return made
+
+
+def test_a_step_by_kernels(kernels: types.SimpleNamespace) -> None:
+    with_kernels = step_of(EagerStep, GAN, kernels=True)
+    assert_same(run(with_kernels, range(3)), run(step_of(EagerStep, GAN), range(3)))
+    assert kernels.calls == 3 * 4
+    graph = step_of(GraphStep, GAN, kernels=True, capture=Repeated(), fall_back=False)
+    assert_same(run(graph, range(3)), run(step_of(EagerStep, GAN), range(3)))
+    assert graph.kernels
+
+
+@pytest.mark.parametrize("slower", [True, False])
+def test_the_faster_way_is_kept(
+    slower: bool, kernels: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels.seconds = 0.005
+    if not slower:  # the plain way is, then
+        plain = Generator.forward
+        monkeypatch.setattr(Generator, "forward", lambda self, lr: (time.sleep(0.02), plain(self, lr))[1])
+        monkeypatch.setattr(
+            sys.modules["srgan_fast.train.fused"], "forward_of", lambda network: lambda lr: plain(network, lr)
+        )
+    graph = step_of(GraphStep, TINY, kernels=None, capture=Repeated(), fall_back=False)
+    eager = step_of(EagerStep, TINY)
+    caplog.set_level(logging.INFO)
+    assert_same(run(graph, range(3)), run(eager, range(3)))
+    assert_same(graph, eager)
+    assert graph.kernels is not slower
+    assert ("training kernels" in caplog.text) is not slower
+
+
+def test_kernels_that_are_wrong_are_left_out(kernels: types.SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    kernels.factor = 1.1
+    graph = step_of(GraphStep, GAN, kernels=None, capture=Recorded(), fall_back=False)
+    run_both(graph, GAN)
+    assert not graph.kernels
+    assert caplog.text.count("training kernels is left out") == 2  # two shapes
+    with pytest.raises(BackendUnavailable, match="in a replay"):
+        step_of(GraphStep, GAN, kernels=True, capture=Recorded(), fall_back=False)(*batch(0), 0)
+
+
+def made_step(kind: Any, kernels: Any, **options: Any) -> EagerStep:
+    generator, discriminator = networks(GAN)
+    return make_step(kind, kernels, generator, losses.mse, GAN, discriminator, **options)
+
+
+def test_the_step_that_is_chosen(kernels: types.SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    for kind, wanted, with_kernels in (("auto", "auto", False), ("eager", "off", False), ("eager", "on", True)):
+        step = made_step(kind, wanted, device="cpu")
+        assert (step.kind, step.kernels) == ("eager", with_kernels)
+    assert caplog.text.count("a graph needs an NVIDIA GPU") == 1
+    with pytest.raises(BackendUnavailable, match=r"device is cpu; give --step auto"):
+        made_step("graph", "off")
+    kernels.reason = "no kernels for this"
+    with pytest.raises(BackendUnavailable, match="no kernels for this; give --kernels off"):
+        made_step("eager", "on")
+    assert not made_step("eager", "auto").kernels
+    assert "training without kernels: no kernels for this" in caplog.text
+    with pytest.raises(UsageError, match="got fast and on"):
+        made_step("fast", "on")
+
+
+def test_kernels_need_a_device_that_has_them() -> None:
+    with pytest.raises(BackendUnavailable, match="--kernels off"):
+        made_step("eager", "on", device="cpu")
+
+
+# --- parts of the step ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("decay", ["none", "drop", "cosine"])
+def test_the_table_is_the_definition(decay: Any) -> None:
+    config = dataclasses.replace(TINY, steps=1000, decay=decay)
+    table = schedule(config)
+    assert table.shape == (1000, 2)
+    for step in range(1000):
+        want = torch.tensor([learning_rate(config, step), average_weight(config, step)])
+        assert torch.equal(table[step], want)
+    generator, _ = networks(config)
+    step = EagerStep(generator, losses.mse, config)
+    for number in (0, 9, 10, 499, 500, 999):
+        step(*batch(0), number)
+        assert step.optimisers["generator"].param_groups[0]["lr"] == table[number, 0]
+
+
+def test_the_average_follows() -> None:
+    step = step_of(EagerStep, TINY)
+    for number in (0, 50):
+        before = [parameter.clone() for parameter in step.average.parameters()]
+        step(*batch(number), number)
+        decay = min(TINY.ema, (1 + number) / (10 + number))
+        for was, now, new in zip(before, step.average.parameters(), step.generator.parameters(), strict=True):
+            assert torch.allclose(now, decay * was + (1 - decay) * new, atol=1e-7)
+        for now, new in zip(step.average.buffers(), step.generator.buffers(), strict=True):
+            assert torch.equal(now, new)
+
+
+@pytest.mark.parametrize("step", [-1, 60])
+def test_a_step_that_the_run_does_not_have(step: int) -> None:
+    with pytest.raises(UsageError, match=r"0\.\.59"):
+        step_of(EagerStep, TINY)(*batch(0), step)
+
+
+def test_auto_precision_depends_on_the_device() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert bf16_pays("auto", cuda)
+    assert bf16_pays("auto", cpu) == torch.cpu._is_amx_tile_supported()
+    for device in (cpu, cuda):
+        assert bf16_pays("bf16", device)
+        assert not bf16_pays("fp32", device)
+
+
+def test_the_terms_are_those_of_the_paper() -> None:
+    config = dataclasses.replace(GAN, adversarial_weight=0.5)
+    step = step_of(EagerStep, config)
+    generator, discriminator = copy.deepcopy((step.generator, step.discriminator))
+    lr, hr = batch(0)
+    terms = step(lr, hr, 0)
+    sr = generator(lr)
+    real, fake = discriminator(hr), discriminator(sr.detach())
+    loss = losses.discriminator(real, fake)
+    gradient = torch.autograd.grad(loss, list(discriminator.parameters()))
+    want = {
+        "content": losses.mse(sr, hr),
+        "discriminator": loss,
+        "d_real": discriminator.probability(hr).mean(),
+        "d_fake": discriminator.probability(sr).mean(),
+        "discriminator_norm": torch.stack([g.square().sum() for g in gradient]).sum().sqrt(),
+    }
+    # By the discriminator as it is after its update.
+    adversarial = losses.adversarial(step.discriminator(sr))
+    total = want["content"] + 0.5 * adversarial
+    gradient = torch.autograd.grad(total, list(generator.parameters()))
+    want |= {
+        "adversarial": adversarial,
+        "generator_norm": torch.stack([g.square().sum() for g in gradient]).sum().sqrt(),
+    }
+    assert terms.keys() == want.keys()
+    for name, value in want.items():
+        assert math.isclose(float(terms[name]), float(value.detach()), rel_tol=1e-4), name
+        assert not terms[name].requires_grad
+    clipped = torch.stack([p.grad.square().sum() for p in step.generator.parameters()]).sum().sqrt()
+    assert float(terms["generator_norm"]) > config.clip
+    assert math.isclose(float(clipped), config.clip, rel_tol=1e-3)
+
+
+def test_the_terms_of_the_first_stage() -> None:
+    assert list(step_of(EagerStep, TINY)(*batch(0), 0)) == ["content", "generator_norm"]
+
+
+def test_moments_are_there_from_the_start_and_stay_where_they_are() -> None:
+    step, other = step_of(EagerStep, GAN), step_of(EagerStep, GAN)
+    fresh = copy.deepcopy(step.state())
+    for moments in fresh["optimisers"].values():
+        for one in moments["state"].values():
+            assert one.keys() == {"step", "exp_avg", "exp_avg_sq"}
+            assert not any(value.any() for value in one.values())
+    where = [tensor.data_ptr() for tensor in GraphStep._tensors(step)]
+    run(step, range(5))
+    later = copy.deepcopy(step.state())
+    torch.rand(3)
+    step.restore(later)
+    assert_same(step, [everything_of(later)])
+    other.restore(later)
+    assert_same(run(step, range(5, 8)), run(other, range(5, 8)))
+    step.restore(fresh)
+    assert_same(step, [everything_of(fresh)])
+    assert where == [tensor.data_ptr() for tensor in GraphStep._tensors(step)]
+
+
+def everything_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    return everything(types.SimpleNamespace(state=lambda: state))  # type: ignore[arg-type]
+
+
+def test_the_random_state_of_every_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = step_of(EagerStep, TINY)
+    put: dict[int, Tensor] = {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1]), torch.tensor([2])])
+    state = copy.deepcopy(step.state())
+    assert [int(one) for one in state["random"]["cuda"]] == [1, 2]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # one GPU fewer than there were
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, index: put.update({index: value}))
+    drawn = torch.rand(2)
+    step.restore(state)
+    assert list(put) == [0]
+    assert int(put[0]) == 1
+    assert torch.equal(torch.rand(2), drawn)
