@@ -13,8 +13,9 @@ from torch import Tensor
 from srgan_fast.kernels import takes_reference
 from srgan_fast.kernels.contract import expect, output_for
 from srgan_fast.kernels.training_crops.cases import BENCH_CASES, CASES
-from srgan_fast.kernels.training_crops.reference import scaled, windows
+from srgan_fast.kernels.training_crops.reference import scaled
 from srgan_fast.kernels.training_crops.reference import training_crops as reference
+from srgan_fast.kernels.training_crops.windows import cut, windows
 
 __all__ = [
     "BENCH_CASES",
@@ -23,6 +24,7 @@ __all__ = [
     "RESULTS",
     "SCALES",
     "bytes_moved",
+    "cut",
     "flops",
     "reference",
     "run",

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from srgan_fast.kernels.training_crops import cut
 from srgan_fast.train.config import TrainConfig
 from srgan_fast.train.store import ImageStore
 
@@ -70,25 +70,13 @@ class _Cutter:
         factor = layout.scale if layout.low else 1
         for row, (index, y, x, _) in enumerate(drawn.tolist()):
             top, left = y * factor - layout.context, x * factor - layout.context
-            _cut(self.store.image(index), top, left, high[row])
+            high[row] = cut(self.store.image(index), top, left, layout.high)
             if layout.low:
-                _cut(self.store.low(index), y, x, low[row])
+                low[row] = cut(self.store.low(index), y, x, layout.low)
         placed = layout.draws(buffer)
         placed[:, 0] = torch.arange(layout.share)
         placed[:, 1:3] = layout.context
         placed[:, 3] = drawn[:, 3]
-
-
-def _cut(image: Tensor, y: int, x: int, window: Tensor) -> None:
-    """Copy a square of an image that may reach over its border, where the border pixel repeats."""
-    height, width = image.shape[1:]
-    size = window.shape[-1]
-    top, left = max(0, -y), max(0, -x)
-    bottom, right = max(0, y + size - height), max(0, x + size - width)
-    inside = image[:, y + top : y + size - bottom, x + left : x + size - right]
-    if top or left or bottom or right:
-        inside = F.pad(inside[None].float(), (left, right, top, bottom), mode="replicate")[0]
-    window.copy_(inside)
 
 
 @dataclass
