@@ -24,7 +24,6 @@ from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import board, checkpoint, losses
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS, TrainConfig
-from srgan_fast.train.data import CropDataset, read_folder
 from srgan_fast.train.init import interpolating_init, normalised
 from srgan_fast.train.step import EagerStep, learning_rate
 from srgan_fast.train.trainer import Trainer
@@ -149,31 +148,6 @@ def test_discriminator_takes_any_crop() -> None:
         probability = network.probability(torch.rand(2, 3, size, size))
         assert probability.shape == (2,)
         assert ((probability > 0) & (probability < 1)).all()
-
-
-def test_batches_depend_on_seed_and_step_alone(photos: Path) -> None:
-    images, skipped = read_folder(photos, 32)
-    assert len(images) == 3
-    assert {path.path.name for path in skipped} == {"narrow.png", "broken.png"}
-    one, two = CropDataset(images, TINY), CropDataset(images, TINY)
-    for step in (5, 0):
-        for a, b in zip(one.batch(step), two.batch(step), strict=True):
-            assert torch.equal(a, b)
-    assert not torch.equal(one.batch(0)[1], one.batch(1)[1])
-    lr, hr = one.batch(0)
-    assert lr.shape == (2, 3, 8, 8)
-    assert hr.shape == (2, 3, 32, 32)
-    assert -1 <= hr.min() < 0 <= lr.min()
-
-
-def test_a_crop_has_the_lr_of_its_image(photos: Path) -> None:
-    from srgan_fast.resize import imresize_down
-
-    images = [torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)]
-    dataset = CropDataset(images, dataclasses.replace(TINY, batch=1))
-    lr, hr = dataset.batch(0)
-    whole = ((hr[0] + 1) * 127.5).round().to(torch.uint8)
-    assert torch.equal((lr[0] * 255).round().to(torch.uint8), imresize_down(whole, 4))
 
 
 def test_interpolating_init_starts_as_interpolation() -> None:
@@ -381,7 +355,7 @@ def test_measuring_the_terms_changes_nothing(photos: Path, tmp_path: Path) -> No
     trainer = Trainer(config, photos, tmp_path / "run", initial=initial)
     before = weights.load(initial).network.state_dict()
     assert all(torch.equal(value, before[key]) for key, value in trainer.step.generator.state_dict().items())
-    lr, hr = trainer.dataset.batch(0)
+    lr, hr = trainer.batches(0)
     assert trainer.terms.keys() == {"content", "adversarial"}
     # Statistics of a real step, not the untrained averages that eval mode would take.
     sr = trainer.step.generator(lr)
@@ -478,7 +452,7 @@ def test_pairs_are_cut_and_turned_together(pairs: Path, tmp_path: Path) -> None:
     assert {skipped.path.name for skipped in trainer.skipped} == {"alone.png", "unlike.png", "small.png"}
     assert len(trainer.validation) == 1
     for step in range(8):
-        lr, hr = trainer.dataset.batch(step)
+        lr, hr = trainer.batches(step)
         assert lr.shape == (2, 3, 16, 16)
         assert torch.equal(nearest_up((lr * 255).round(), 2), ((hr + 1) * 127.5).round())
     assert "val_psnr_db" in weights.load(trainer.run()).info.recipe

@@ -97,7 +97,7 @@ def train(
         validate_every=validate_every,
     )
     console = Console(stderr=True)
-    counts = f"{len(trainer.dataset.images)} images, {len(trainer.skipped)} skipped"
+    counts = f"{len(trainer.batches.store)} images, {len(trainer.skipped)} skipped"
     print(f"{counts}; step {trainer.position} of {config.steps}")
     for skipped in trainer.skipped[:5]:
         print(f"skipped {skipped.path.name}: {skipped.reason}")

@@ -1,97 +1,124 @@
-"""A folder of images, or of image pairs -> deterministic batches of (lr, hr) crops.
+"""A store of images -> deterministic batches of (lr, hr) crops, made where the step runs.
 
-A batch is a function of (seed, step) alone: nothing has to be stored to resume, and two machines draw alike.
+A batch is a function of (seed, step, salt) alone: nothing has to be stored to resume, and two machines draw alike. The
+host draws a few numbers a step. Where the pixels lie on the device it does no more; where they do not fit, a thread
+cuts windows out of them some steps ahead.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from srgan_fast.errors import InputError, UsageError
-from srgan_fast.image import IMAGE_SUFFIXES, read_rgb
+from srgan_fast.kernels import training_crops
 from srgan_fast.resize import gaussian_down, imresize_down
+from srgan_fast.train.ahead import Ahead
 from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.store import ImageStore
 
 # LR pixels of context around a crop, so that its LR is the one that the whole image would give.
 _CONTEXT = 2
+# torch keeps 32 bits of a seed: multiples of an odd number this large meet no other step of a run.
+_SALT = 0x9E3779B1
+# Of the device's free memory, what pixels may take unless they are asked for.
+_SHARE = 0.5
 
 
-@dataclass(frozen=True)
-class Skipped:
-    """A file that training leaves out, and why."""
+class Batches:
+    """The batches of a run, or the rows of them that one of several ranks trains on.
 
-    path: Path
-    reason: str
+    `resident` holds the pixels on the device; else windows are read ahead and copied. Left open, they are held where
+    they take less than half of its free memory. Both give the same batches, bit for bit.
 
+    Raises:  UsageError for a store that the config cannot use, or ranks that do not divide the batch
+    """
 
-class CropDataset:
-    """HR images in memory as uint8, and the crops drawn from them; `lows` are their LR where those are given."""
+    def __init__(
+        self,
+        store: ImageStore,
+        config: TrainConfig,
+        device: torch.device | str = "cpu",
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        resident: bool | None = None,
+    ) -> None:
+        _check(store, config)
+        if config.batch % ranks or not 0 <= rank < ranks:
+            raise UsageError(f"expected ranks that divide a batch of {config.batch}, got rank {rank} of {ranks}")
+        self.store, self.config, self.device = store, config, torch.device(device)
+        self.resident = _fits(store, self.device) if resident is None else resident
+        share = config.batch // ranks
+        self._rows = slice(rank * share, (rank + 1) * share)
+        scale = config.generator.scale
+        table, reach = (store.table, config.crop) if store.lows is None else (store.lows, config.crop // scale)
+        # How many places a crop can have in each image, as a float that a draw is multiplied by.
+        self._places = (table[:, 1:] - reach + 1).float()
+        if self.resident:
+            self._pixels, self._table = store.pixels.to(self.device), store.table.to(self.device)
+            self._lows = None if store.lows is None else store.lows.to(self.device)
+            self._ahead = None
+        else:
+            self._ahead = Ahead(store, config, self.device, share, self.draws)
 
-    def __init__(self, images: Sequence[Tensor], config: TrainConfig, lows: Sequence[Tensor] | None = None) -> None:
-        if not images:
-            raise InputError("expected at least one training image, got none")
-        if (lows is None) == (config.degradation == "pairs"):
-            raise UsageError(f"expected LR images with degradation pairs and only there, got {config.degradation}")
-        self.images, self.config = list(images), config
-        self.lows = None if lows is None else list(lows)
+    def draws(self, step: int, salt: int = 0) -> Tensor:
+        """What is drawn for this rank's crops: image, y, x, and which of the eight ways it lies.
 
-    def digest(self) -> str:
-        """What identifies the images: another set, or another order, draws other batches."""
-        total = hashlib.sha256()
-        for image in (*self.images, *(self.lows or ())):
-            total.update(repr(tuple(image.shape)).encode())
-            total.update(image.contiguous().numpy())
-        return total.hexdigest()
+        Shapes:  [batch / ranks, 4]
+        Dtypes:  int64
+        Units:   y and x in HR pixels, in LR pixels for pairs
+        """
+        rng = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step + salt * _SALT) % 2**63)
+        count, batch = len(self.store), self.config.batch
+        order = torch.cat([torch.randperm(count, generator=rng) for _ in range(-(-batch // count))])[:batch]
+        # A number in [0, 1) times a count of places, cut to an integer.
+        uniform = torch.rand(batch, 3, generator=rng)[self._rows]
+        order = order[self._rows]
+        drawn = torch.empty(len(order), 4, dtype=torch.int64)
+        drawn[:, 0] = order
+        drawn[:, 1:3] = uniform[:, :2] * self._places[order]
+        drawn[:, 3] = uniform[:, 2] * 8
+        return drawn
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """The batch of a step.
+    def __call__(self, step: int, salt: int = 0) -> tuple[Tensor, Tensor]:
+        """The batch of a step; another `salt` draws another one for it, as after a rollback.
 
-        Shapes:  lr [batch, 3, crop/scale, crop/scale], hr [batch, 3, crop, crop]
+        Shapes:  lr [n, 3, crop/scale, crop/scale], hr [n, 3, crop, crop], n = batch / ranks; both channels last
+        Dtypes:  float32
         Units:   lr in [0, 1], hr in [-1, 1]; both on the uint8 grid
         """
-        config, scale = self.config, self.config.generator.scale
-        rng = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-        count = len(self.images)
-        rounds = -(-config.batch // count)
-        order = torch.cat([torch.randperm(count, generator=rng) for _ in range(rounds)])[: config.batch]
-        if self.lows is not None:
-            return self._paired(order.tolist(), self.lows, rng)
-        margin = _CONTEXT * scale
-        crops = []
-        for index in order.tolist():
-            image = self.images[index]
-            draw = torch.rand(3, generator=rng)
-            y = int(draw[0] * (image.shape[1] - config.crop + 1))
-            x = int(draw[1] * (image.shape[2] - config.crop + 1))
-            crop = _window(image, y - margin, x - margin, config.crop + 2 * margin)
-            crops.append(_turned(crop, int(draw[2] * 8)))
-        wide = torch.stack(crops)
-        lr = degrade(wide, config)[..., _CONTEXT:-_CONTEXT, _CONTEXT:-_CONTEXT]
-        hr = wide[..., margin:-margin, margin:-margin]
-        return lr / 255.0, hr / 127.5 - 1.0
+        if self._ahead is None:
+            draws = self.draws(step, salt)
+            if self.device.type == "cuda":
+                # From pinned memory the copy waits for nothing; torch keeps it until the copy is done.
+                draws = draws.pin_memory().to(self.device, non_blocking=True)
+            return make(self._pixels, self._table, self._lows, draws, self.config)
+        with self._ahead.windows(step, salt) as (pixels, table, lows, draws):
+            return make(pixels, table, lows, draws, self.config)
 
-    def _paired(self, order: list[int], lows: list[Tensor], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        scale = self.config.generator.scale
-        size = self.config.crop // scale
-        lr: list[Tensor] = []
-        hr: list[Tensor] = []
-        for index in order:
-            low, high = lows[index], self.images[index]
-            draw = torch.rand(3, generator=rng)
-            y = int(draw[0] * (low.shape[1] - size + 1))
-            x = int(draw[1] * (low.shape[2] - size + 1))
-            for image, factor, crops in ((low, 1, lr), (high, scale, hr)):
-                rows = slice(y * factor, (y + size) * factor)
-                columns = slice(x * factor, (x + size) * factor)
-                crops.append(_turned(image[:, rows, columns], int(draw[2] * 8)))
-        return torch.stack(lr) / 255.0, torch.stack(hr) / 127.5 - 1.0
+    def close(self) -> None:
+        """End the thread that reads ahead, if there is one."""
+        if self._ahead is not None:
+            self._ahead.close()
+
+
+def make(
+    pixels: Tensor, table: Tensor, lows: Tensor | None, draws: Tensor, config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """A batch from images and draws on the device where they lie; see the op `training_crops`."""
+    crop, scale = config.crop, config.generator.scale
+    if config.degradation == "gaussian":
+        margin = _CONTEXT * scale
+        wide = training_crops.windows(pixels, table, draws, crop, margin)
+        lr = degrade(wide, config)[..., _CONTEXT:-_CONTEXT, _CONTEXT:-_CONTEXT]
+        lr, hr = training_crops.scaled(lr, 255.0), training_crops.scaled(wide, 127.5) - 1.0
+        hr = hr[..., margin:-margin, margin:-margin]
+        return lr.contiguous(memory_format=torch.channels_last), hr.contiguous(memory_format=torch.channels_last)
+    size = crop // scale
+    small = torch.empty(len(draws), size, size, 3, device=pixels.device)
+    large = training_crops.run(pixels, table, draws, small, crop, scale, lows)
+    return small.permute(0, 3, 1, 2), large.permute(0, 3, 1, 2)
 
 
 def degrade(image: Tensor, config: TrainConfig) -> Tensor:
@@ -106,85 +133,29 @@ def degrade(image: Tensor, config: TrainConfig) -> Tensor:
     return imresize_down(image, config.generator.scale)
 
 
-def _turned(crop: Tensor, turn: int) -> Tensor:
-    """One of the eight ways in which a square can lie."""
-    crop = crop.rot90(turn % 4, (1, 2))
-    return crop.flip(2) if turn >= 4 else crop
-
-
-def _window(image: Tensor, y: int, x: int, size: int) -> Tensor:
-    """A square of an image that may reach over its border, where the border pixel repeats."""
-    height, width = image.shape[1:]
-    top, left = max(0, -y), max(0, -x)
-    bottom, right = max(0, y + size - height), max(0, x + size - width)
-    inside = image[:, y + top : y + size - bottom, x + left : x + size - right]
-    if not (top or left or bottom or right):
-        return inside
-    padded = F.pad(inside[None].float(), (left, right, top, bottom), mode="replicate")
-    return padded[0].to(torch.uint8)
-
-
-def read_folder(folder: Path, smallest: int) -> tuple[list[Tensor], list[Skipped]]:
-    """Every image under a folder that is at least `smallest` pixels on each side, and what was left out."""
-    if not folder.is_dir():
-        raise UsageError(f"expected a folder of training images, got {folder}; name an existing folder")
-    images, skipped = [], []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        try:
-            image = read_rgb(path)
-        except InputError as error:
-            skipped.append(Skipped(path, str(error)))
-            continue
-        if min(image.shape[1:]) < smallest:
-            skipped.append(Skipped(path, f"{image.shape[2]}x{image.shape[1]} is smaller than a {smallest} crop"))
-            continue
-        images.append(image)
-    if not images:
-        raise InputError(
-            f"expected images of at least {smallest}x{smallest} under {folder}, got none"
-            f" ({len(skipped)} skipped); add images or lower --crop"
+def _check(store: ImageStore, config: TrainConfig) -> None:
+    if not len(store):
+        raise InputError("expected at least one training image, got none; add images")
+    if (store.lows is None) == (config.degradation == "pairs"):
+        raise UsageError(
+            "expected LR images with degradation pairs and only there,"
+            f" got {'none' if store.lows is None else 'pairs'} with {config.degradation}; change --degradation"
         )
-    return images, skipped
-
-
-def read_pairs(folder: Path, scale: int, smallest: int) -> tuple[list[Tensor], list[Tensor], list[Skipped]]:
-    """HR images of `folder`/high, their LR of the same stem in `folder`/low, and what was left out.
-
-    Raises:  UsageError without the two folders; InputError if no pair is left
-    """
-    for part in ("high", "low"):
-        if not (folder / part).is_dir():
-            raise UsageError(f"expected {folder} to hold the folders high and low, found no {part}; make it")
-    found = {
-        part: {p.stem: p for p in sorted((folder / part).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
-        for part in ("high", "low")
-    }
-    highs, lows, skipped = [], [], []
-    for stem in sorted(found["high"].keys() | found["low"].keys()):
-        paths = [found[part].get(stem) for part in ("high", "low")]
-        if None in paths:
-            missing = "high" if paths[0] is None else "low"
-            path = paths[1] if paths[0] is None else paths[0]
-            assert path is not None
-            skipped.append(Skipped(path, f"{missing} holds no image named {stem}"))
-            continue
-        path = found["high"][stem]
-        try:
-            high, low = read_rgb(path), read_rgb(found["low"][stem])
-        except InputError as error:
-            skipped.append(Skipped(path, str(error)))
-            continue
-        if high.shape[1:] != (low.shape[1] * scale, low.shape[2] * scale):
-            sizes = f"{high.shape[2]}x{high.shape[1]} and {low.shape[2]}x{low.shape[1]}"
-            skipped.append(Skipped(path, f"high and low are {sizes}, not {scale} to 1"))
-        elif min(high.shape[1:]) < smallest:
-            skipped.append(Skipped(path, f"{high.shape[2]}x{high.shape[1]} is smaller than a {smallest} crop"))
-        else:
-            highs.append(high)
-            lows.append(low)
-    if not highs:
-        raise InputError(
-            f"expected pairs of at least {smallest}x{smallest} under {folder}, got none ({len(skipped)} skipped);"
-            " give high and low the same file names, or lower --crop"
+    scale = config.generator.scale
+    if store.lows is not None and not torch.equal(store.table[:, 1:], store.lows[:, 1:] * scale):
+        _, height, width = store.table[0].tolist()
+        _, low_height, low_width = store.lows[0].tolist()
+        raise UsageError(
+            f"expected pairs of scale {scale}, got {width}x{height} over {low_width}x{low_height};"
+            " train at the scale of the pairs"
         )
-    return highs, lows, skipped
+    smallest = int(store.table[:, 1:].min())
+    if smallest < config.crop:
+        raise UsageError(f"expected images of at least {config.crop} pixels a side, got {smallest}; lower --crop")
+
+
+def _fits(store: ImageStore, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    return store.pixels.numel() < _SHARE * free

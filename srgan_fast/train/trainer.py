@@ -26,9 +26,10 @@ from srgan_fast.model import Discriminator, Generator
 from srgan_fast.train import checkpoint, losses
 from srgan_fast.train.board import Board
 from srgan_fast.train.config import TrainConfig
-from srgan_fast.train.data import CropDataset, degrade, read_folder, read_pairs
+from srgan_fast.train.data import Batches, degrade
 from srgan_fast.train.init import can_normalise, interpolating_init, normalised
 from srgan_fast.train.step import EagerStep
+from srgan_fast.train.store import SUFFIX, ImageStore, open_pack, read_images, read_pairs
 
 _log = logging.getLogger(__name__)
 _FIRST_BATCHES = 10
@@ -72,23 +73,22 @@ class Trainer:
         if not resume and checkpoint.checkpoints(out):
             raise UsageError(f"{out} holds checkpoints of a run; give --resume, or another folder")
         if config.degradation == "pairs":
-            images, lows, self.skipped = read_pairs(data / "train", config.generator.scale, config.crop)
-            self.dataset = CropDataset(images, config, lows)
+            store = _store(data if data.suffix == SUFFIX else data / "train", config, config.crop)
             if validation is None and (data / "val").is_dir():
                 validation = data / "val"
         else:
-            images, self.skipped = read_folder(data, config.crop)
-            self.dataset = CropDataset(images, config)
+            store = _store(data, config, config.crop)
+        self.skipped, self.batches = store.skipped, Batches(store, config)
         self.validation = _validation_pairs(validation, config) if validation is not None else []
         torch.manual_seed(config.seed)
-        generator, self.initial = _generator(config, initial, self.dataset)
+        generator, self.initial = _generator(config, initial, self.batches)
         self.step = EagerStep(
             generator,
             _content(config, vgg_weights, squeezenet_weights),
             config,
             Discriminator() if config.stage == "srgan" else None,
         )
-        self.position, self._digest = 0, self.dataset.digest()
+        self.position, self._digest = 0, store.digest()
         if resume:
             self.position, state = checkpoint.load(out, config)
             self.step.restore(state)
@@ -109,7 +109,7 @@ class Trainer:
             record_line({"event": "start", "step": self.position, "terms": self.terms, "skipped": len(self.skipped)})
             while self.position < self.config.steps:
                 start = time.perf_counter()
-                lr, hr = self.dataset.batch(self.position)
+                lr, hr = self.batches(self.position)
                 loaded = time.perf_counter()
                 terms = {key: float(value) for key, value in self.step(lr, hr, self.position).items()}
                 bad = [key for key, value in terms.items() if not math.isfinite(value)]
@@ -159,7 +159,7 @@ class Trainer:
         path = self.out / f"{self.name}.safetensors"
         recipe = {
             **asdict(self.config),
-            "images": len(self.dataset.images),
+            "images": len(self.batches.store),
             "steps_done": self.position,
             "terms": self.terms,
             "initial": self.initial,
@@ -177,7 +177,7 @@ class Trainer:
         step.generator, step.discriminator = copy.deepcopy((step.generator, step.discriminator))
         with torch.no_grad():
             for index in range(_FIRST_BATCHES):
-                lr, hr = self.dataset.batch(index)
+                lr, hr = self.batches(index)
                 for name, term in step.generator_terms(step.generator(lr), hr).items():
                     weight = self.config.adversarial_weight if name == "adversarial" else 1.0
                     totals[name] = totals.get(name, 0.0) + weight * float(term) / _FIRST_BATCHES
@@ -186,7 +186,7 @@ class Trainer:
     def _samples(self) -> tuple[Tensor, Tensor, Tensor]:
         """Crops that the run is watched on: of the validation images, or of the first batch where there are none."""
         size, scale = self.config.crop // self.config.generator.scale, self.config.generator.scale
-        lr, hr = self.dataset.batch(0)
+        lr, hr = self.batches(0)
         large = [pair for pair in self.validation if min(pair[0].shape[1:]) >= size]
         if large:
             lows, highs = [], []
@@ -263,9 +263,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _generator(
-    config: TrainConfig, initial: Path | None, dataset: CropDataset
-) -> tuple[Generator, dict[str, str] | None]:
+def _generator(config: TrainConfig, initial: Path | None, batches: Batches) -> tuple[Generator, dict[str, str] | None]:
     """The network as training finds it, and whose weights those are: name and digest, or None for fresh ones."""
     if initial is None:
         generator = Generator(config.generator)
@@ -278,7 +276,7 @@ def _generator(
         generator = source.train().requires_grad_()
     elif isinstance(source, Generator) and can_normalise(source.config, config.generator):
         _log.warning("%s has no batch normalisation: it is added, with the statistics of ten batches", initial.name)
-        generator = normalised(source, config.generator, (dataset.batch(i)[0] for i in range(_FIRST_BATCHES)))
+        generator = normalised(source, config.generator, (batches(i)[0] for i in range(_FIRST_BATCHES)))
     else:
         raise UsageError(f"expected --init to be a generator of {config.generator}, got {model.info.config}")
     return generator, {"name": model.info.name, "digest": model.info.digest}
@@ -296,11 +294,20 @@ def _content(config: TrainConfig, vgg: Path | None, squeezenet: Path | None) -> 
 def _validation_pairs(folder: Path, config: TrainConfig) -> list[tuple[Tensor, Tensor]]:
     scale = config.generator.scale
     smallest = 11 + 2 * scale  # SSIM's window inside the border that a score leaves out
-    if config.degradation == "pairs":
-        highs, lows, _ = read_pairs(folder, scale, smallest)
-        return list(zip(lows, highs, strict=True))
+    store = _store(folder, config, smallest)
+    if store.lows is not None:
+        return [(store.low(index), store.image(index)) for index in range(len(store))]
     pairs = []
-    for image in read_folder(folder, smallest)[0]:
+    for index in range(len(store)):
+        image = store.image(index)
         hr = image[:, : image.shape[1] // scale * scale, : image.shape[2] // scale * scale]
         pairs.append((degrade(hr, config), hr))
     return pairs
+
+
+def _store(source: Path, config: TrainConfig, smallest: int) -> ImageStore:
+    if source.suffix == SUFFIX:
+        return open_pack(source, smallest)
+    if config.degradation == "pairs":
+        return read_pairs(source, config.generator.scale, smallest)
+    return read_images(source, smallest)

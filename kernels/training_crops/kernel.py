@@ -1,0 +1,92 @@
+"""training_crops in Triton: HR and LR of a crop by programs of one launch."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def levels(p_ptr, t_ptr, image, y, x, turn, i, j, c, kept, SIZE):
+    """Pixels (i, j) of plane c of a square of SIZE at (y, x) of an image, as it lies after its turn; i and j broadcast.
+
+    What lies outside of the square is the image around it, and outside of the image its border pixel.
+    """
+    start = tl.load(t_ptr + image * 3)
+    height, width = tl.load(t_ptr + image * 3 + 1), tl.load(t_ptr + image * 3 + 2)
+    j = tl.where(turn >= 4, SIZE - 1 - j, j)
+    quarter = turn % 4
+    up, left = SIZE - 1 - i, SIZE - 1 - j
+    row = tl.where(quarter == 0, i, tl.where(quarter == 1, j, tl.where(quarter == 2, up, left)))
+    column = tl.where(quarter == 0, j, tl.where(quarter == 1, up, tl.where(quarter == 2, left, i)))
+    # The table and the draws hold 64-bit integers, and so all of this is: a store may pass 2^31 bytes.
+    row = tl.minimum(tl.maximum(y + row, 0), height - 1)
+    column = tl.minimum(tl.maximum(x + column, 0), width - 1)
+    return tl.load(p_ptr + start + (c * height + row) * width + column, mask=kept, other=0).to(tl.int32)
+
+
+@triton.jit
+def cubic(tap, SCALE: tl.constexpr):
+    """MATLAB's weight of one of the 4 * SCALE samples under a smaller pixel, times 16 * SCALE^4: an integer."""
+    m: tl.constexpr = 2 * SCALE
+    d = tl.abs(2 * tap + 1 - 2 * m)
+    near = (3 * d - 5 * m) * d * d + 2 * m * m * m
+    far = ((5 * m - d) * d - 8 * m * m) * d + 4 * m * m * m
+    return tl.where(d <= m, near, far)
+
+
+@triton.jit
+def rounded(total, SHIFT: tl.constexpr):
+    """A sum of weighted levels as a level: half up, cut to 8 bits."""
+    return tl.minimum(tl.maximum((total + (1 << (SHIFT - 1))) >> SHIFT, 0), 255)
+
+
+@triton.jit
+def training_crops_pointer(
+    p_ptr,
+    t_ptr,
+    l_ptr,
+    d_ptr,
+    lr_ptr,
+    hr_ptr,
+    CROP,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BP: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """grid (blocks of BP HR pixels, then blocks of BL LR pixels of each plane; crops)."""
+    crop = tl.program_id(1).to(tl.int64)
+    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
+    y, x = tl.load(d_ptr + crop * 4 + 1), tl.load(d_ptr + crop * 4 + 2)
+    blocks = tl.cdiv(CROP * CROP, BP)
+    if tl.program_id(0) < blocks:
+        p = tl.program_id(0) * BP + tl.arange(0, BP)
+        c = tl.arange(0, 4)
+        kept = (p < CROP * CROP)[:, None] & (c < 3)[None, :]
+        if PAIRS:
+            y, x = y * SCALE, x * SCALE
+        i, j = (p // CROP)[:, None], (p % CROP)[:, None]
+        v = levels(p_ptr, t_ptr, image, y, x, turn, i, j, c[None, :], kept, CROP).to(tl.float32)
+        # Rounded as a division is, which the plain operator is not on a GPU.
+        v = tl.div_rn(v, tl.full(v.shape, 127.5, tl.float32)) - 1.0
+        tl.store(hr_ptr + (crop * CROP * CROP + p[:, None]) * 3 + c[None, :], v, mask=kept)
+    else:
+        size = CROP // SCALE
+        block = tl.program_id(0) - blocks
+        c = block % 3
+        q = (block // 3) * BL + tl.arange(0, BL)
+        kept = q < size * size
+        if PAIRS:
+            small = levels(p_ptr, l_ptr, image, y, x, turn, q // size, q % size, c, kept, size)
+        else:
+            # From the middle of an LR pixel its 4 * SCALE samples reach 3/2 of its side over either edge.
+            taps = tl.arange(0, 4 * SCALE)
+            top = ((q // size) * SCALE - 3 * SCALE // 2)[:, None]
+            j = (q % size)[:, None] * SCALE - 3 * SCALE // 2 + taps[None, :]
+            rows = tl.zeros([BL, 4 * SCALE], tl.int32)
+            for tap in range(4 * SCALE):
+                v = levels(p_ptr, t_ptr, image, y, x, turn, top + tap, j, c, kept[:, None], CROP)
+                rows += cubic(tap, SCALE) * v
+            small = rounded(tl.sum(cubic(taps, SCALE)[None, :] * rounded(rows, SHIFT), 1), SHIFT)
+        v = tl.div_rn(small.to(tl.float32), tl.full(small.shape, 255.0, tl.float32))
+        tl.store(lr_ptr + (crop * size * size + q) * 3 + c, v, mask=kept)
