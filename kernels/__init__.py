@@ -23,6 +23,7 @@ OPS = {
     for name in (
         *("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu"),
         *("conv3x3_int8", "quantise_int8"),
+        *("conv3x3_stats", "batchnorm_act"),
     )
 }
 

@@ -58,16 +58,22 @@ def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
     pixels = arguments.get("dtype") if op == "tail" else None
     floats: Arguments = arguments | ({"dtype": torch.float32} if pixels in LEVELS else {})
     # What plain PyTorch errs is the measure, so it may not round to TF32.
+    also = [name for name in getattr(package, "RESULTS", ()) if floats.get(name) is not None]
     with parity.exact_float32(device):
-        plain, truth = package.reference(**floats), package.reference(**in_double(floats))
-    memory = Guarded(plain, float("nan"))
-    before = {name: value.clone() for name, value in floats.items() if isinstance(value, Tensor)}
-    result = package.run(**floats, out=memory.inside)
-    judgement = Judgement(parity.compare(result, plain, truth, dtype, floor=case.floor), memory.problems())
-    if result.data_ptr() != memory.inside.data_ptr():
+        plain = parity.all_results(package, package.reference, floats)
+        truth = parity.all_results(package, package.reference, in_double(floats))
+    memories = [Guarded(value, float("nan")) for value in plain]
+    before = {name: v.clone() for name, v in floats.items() if isinstance(v, Tensor) and name not in also}
+    written = {name: memory.inside for name, memory in zip(also, memories[1:], strict=True)}
+    result = package.run(**floats | written, out=memories[0].inside)
+    insides = [memory.inside for memory in memories]
+    judgement = Judgement(parity.compare_all(insides, plain, truth, dtype, floor=case.floor))
+    if result.data_ptr() != memories[0].inside.data_ptr():
         judgement.problems.append("returned other memory than out")
-    if torch.isnan(memory.inside).any():
-        judgement.problems.append(f"{int(torch.isnan(memory.inside).sum())} values never written, or NaN")
+    for memory in memories:
+        judgement.problems += memory.problems()
+        if torch.isnan(memory.inside).any():
+            judgement.problems.append(f"{int(torch.isnan(memory.inside).sum())} values never written, or NaN")
     for name, value in before.items():
         if not torch.equal(value, floats[name]):
             judgement.problems.append(f"changed its argument {name}")
