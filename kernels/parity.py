@@ -198,10 +198,13 @@ def compare_all(
     """Hold a result, and then sums over it that were written besides: the first report that fails, or the result's."""
     reports = [compare(fast[0], plain[0], truth[0], dtype, floor=floor)]
     for sums in zip(fast[1:], plain[1:], truth[1:], strict=True):
-        # A sum over all pixels is rounded at each of its additions, in another order on each side.
-        rounded = 4 * torch.finfo(dtype).eps * float(sums[2].abs().max())
-        reports.append(compare(*sums, dtype, floor=rounded))
+        reports.append(compare(*sums, dtype, floor=sum_floor(sums[2], dtype)))
     return next((report for report in reports if not report.passed), reports[0])
+
+
+def sum_floor(truth: Tensor, dtype: torch.dtype) -> float:
+    """The floor for sums over all pixels: each is rounded at many additions, in another order on each side."""
+    return 4 * torch.finfo(dtype).eps * float(truth.abs().max())
 
 
 def all_results(op: Op, call: Callable[..., Tensor], arguments: Arguments) -> list[Tensor]:

@@ -131,7 +131,37 @@ def quantised(floats: Tensor, top: int) -> Tensor:
     return ((floats * top).clamp(0, top) + 0.5).floor().to(torch.int32)
 
 
-def judge_backward(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+def judge_backward(op: str, case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+    """The gradients of an op by its kernels, each held to the rule."""
+    return (_judge_shuffle if op == "pixelshuffle_prelu" else _judge_norm)(case, device, dtype)
+
+
+def _judge_norm(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+    """The gradients of batchnorm_act against the closed form in its reference, and its statistics against theirs."""
+    package: Any = kernels.load("batchnorm_act")
+    arguments = {name: value for name, value in case.inputs(device, dtype).items() if name != "skip"}
+    x = arguments["x"]
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    given = [(arguments, dy), (arguments, dy), (in_double(arguments), dy.double())]
+    calls = (package.backward, package.reference_backward, package.reference_backward)
+    gradients = [call(**given, dy=dy) for call, (given, dy) in zip(calls, given, strict=True)]
+    calls = (package.statistics, package.reference_statistics, package.reference_statistics)
+    moments = [call(given["x"]) for call, (given, _) in zip(calls, given, strict=True)]
+    found = {"dx": [dx for dx, _ in gradients]}
+    found |= {
+        name: [sums[row] for _, sums in gradients]
+        for row, name in enumerate(("dbeta", "dgamma", "dslopes")[: len(gradients[0][1])])
+    }
+    found |= {name: [each[i] for each in moments] for i, name in enumerate(("mean", "variance"))}
+    return {
+        name: Judgement(
+            parity.compare(*three, dtype, floor=None if name == "dx" else parity.sum_floor(three[2], dtype))
+        )
+        for name, three in found.items()
+    }
+
+
+def _judge_shuffle(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
     """The gradients of pixelshuffle_prelu against autograd through its reference."""
     package: Any = kernels.load("pixelshuffle_prelu")
     arguments = case.inputs(device, dtype)

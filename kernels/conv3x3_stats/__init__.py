@@ -48,6 +48,8 @@ def run(
     for name, vector in (("bias", bias), ("mean", mean), ("variance", variance)):
         if vector is not None:
             expect(name, vector, cout, dtype=wide)
+        if name != "bias" and vector is not None and not vector.is_contiguous():
+            raise ValueError(f"expected contiguous mean and variance, got strides {vector.stride()}")
     out = output_for(x, out, n, -(-h // stride), -(-w // stride), cout)
     expect_batch("x", x)
     expect_batch("the result", out)
@@ -70,10 +72,9 @@ def choose(processors: int, pixels: int, cin: int, cout: int, itemsize: int, sm:
         block //= 2
     while outputs > 32 and -(-pixels // block) * -(-cout // outputs) < processors:
         outputs //= 2
-    # float32 has no tensor cores: its operands need registers too.
-    warps = 8 if itemsize > 2 else 4
-    stages = 2 if itemsize > 2 else (4 if sm in (90, 100) else 3)
-    return {"BP": block, "BN": outputs, "BK": inputs, "num_warps": warps, "num_stages": stages}
+    # Operands of float32, and masks of inputs that fill no block, need the registers that more loads in flight would.
+    stages = 2 if itemsize > 2 or cin % inputs else 4 if sm in (90, 100) else 3
+    return {"BP": block, "BN": outputs, "BK": inputs, "num_warps": block // 16, "num_stages": stages}
 
 
 def _triton(
