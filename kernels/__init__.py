@@ -22,7 +22,8 @@ OPS = {
     name: f"srgan_fast.kernels.{name}"
     for name in (
         *("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu"),
-        *("conv3x3_int8", "quantise_int8", "training_crops"),
+        *("conv3x3_int8", "quantise_int8"),
+        *("training_crops", "conv3x3_stats", "batchnorm_act"),
     )
 }
 

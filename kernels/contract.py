@@ -30,6 +30,17 @@ def expect(name: str, tensor: Tensor, *shape: int | None, dtype: torch.dtype | N
     return got
 
 
+def expect_batch(name: str, tensor: Tensor) -> None:
+    """Refuse a batch beyond 32-bit offsets, for kernels that look at all of its frames as one.
+
+    Raises:  ValueError that says what was expected and what came
+    """
+    if tensor.numel() > MOST_ELEMENTS:
+        raise ValueError(
+            f"expected {name} of at most {MOST_ELEMENTS} values in all, got {list(tensor.shape)}; take a smaller batch"
+        )
+
+
 def output_for(x: Tensor, out: Tensor | None, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
     """The memory of a result: `out` if it was given and fits, else new.
 

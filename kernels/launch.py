@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -151,3 +152,14 @@ def _programs(frames: int, height: int, width: int, cout: int, rows: int, column
 
 def _power_of_two(value: int) -> int:
     return 1 << (value - 1).bit_length()
+
+
+def join_parts(
+    kernel: Any, parts: torch.Tensor, pixels: int, block: int, mean: torch.Tensor, variance: torch.Tensor
+) -> None:
+    """Launch moments.join_parts_pointer: statistics of so many pixels from parts [parts, 2, c] of a block each."""
+    channels = parts.shape[-1]
+    rows = min(256, _power_of_two(len(parts)))
+    kernel[(-(-channels // 16),)](
+        parts, mean, variance, len(parts), pixels, block, C=channels, BR=rows, BC=16, num_warps=4
+    )

@@ -8,7 +8,7 @@ bounded by dtype. Pure data movement has no tolerance at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -159,7 +159,7 @@ class Op(Protocol):
     """What the package of an op has; see the package `kernels`.
 
     Two more are optional: `EXACT`, true where every implementation gives the reference's bits, and `RESULTS`, the names
-    of arguments that `run` and `reference` write to.
+    of arguments that `run` and `reference` write to: results like the first, or else sums over it.
     """
 
     CASES: Any
@@ -187,9 +187,31 @@ def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | 
             levels = (op.run(**arguments) * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
             if not (exact := compare_exact(pixels, levels)).passed:
                 return exact
-        fast, plain = op.run(**arguments), op.reference(**arguments)
-        truth = op.reference(**in_double(arguments))
-    return compare(fast, plain, truth, dtype, floor=floor)
+        ways = ((op.run, arguments), (op.reference, arguments), (op.reference, in_double(arguments)))
+        fast, plain, truth = (all_results(op, call, given) for call, given in ways)
+    return compare_all(fast, plain, truth, dtype, floor=floor)
+
+
+def compare_all(
+    fast: list[Tensor], plain: list[Tensor], truth: list[Tensor], dtype: torch.dtype, *, floor: float | None = None
+) -> Report:
+    """Hold a result, and then sums over it that were written besides: the first report that fails, or the result's."""
+    reports = [compare(fast[0], plain[0], truth[0], dtype, floor=floor)]
+    for sums in zip(fast[1:], plain[1:], truth[1:], strict=True):
+        reports.append(compare(*sums, dtype, floor=sum_floor(sums[2], dtype)))
+    return next((report for report in reports if not report.passed), reports[0])
+
+
+def sum_floor(truth: Tensor, dtype: torch.dtype) -> float:
+    """The floor for sums over all pixels: each is rounded at many additions, in another order on each side."""
+    return 4 * torch.finfo(dtype).eps * float(truth.abs().max())
+
+
+def all_results(op: Op, call: Callable[..., Tensor], arguments: Arguments) -> list[Tensor]:
+    """What a call of an op returns, and what it writes to its arguments, each in memory of its own."""
+    also = [name for name in getattr(op, "RESULTS", ()) if arguments.get(name) is not None]
+    written = {name: torch.full_like(arguments[name], float("nan")) for name in also}
+    return [call(**arguments | written), *written.values()]
 
 
 def _check_exact(op: Op, arguments: Arguments) -> Report:

@@ -67,12 +67,18 @@ Make = Callable[[int, int, int, torch.dtype], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the kernel table: what `call` of the op is given for n frames of a size."""
+    """A line of the kernel table: what `call` of the op is given for n frames of a size, or for `batch` alone."""
 
     op: str
     name: str
     make: Make
     call: str = "run"
+    batch: tuple[int, int, int] | None = None
+
+    @property
+    def frames(self) -> dict[str, tuple[int, int, int]]:
+        """Sizes to compile it for, by name."""
+        return FRAMES if self.batch is None else {"{}x{}x{}".format(*self.batch): self.batch}
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,32 @@ def _int8(
     return make
 
 
+def _stats(cin: int, cout: int, stride: int = 1, *, bias: bool = False) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        x, weight = empty(n, h, w, cin, dtype=dtype), empty(cout, 3, 3, cin, dtype=dtype)
+        return {"x": x, "weight": weight, "bias": empty(cout) if bias else None, "stride": stride}
+
+    return make
+
+
+def _norm(channels: int, act: str = "", *, skip: bool = False, backward: bool = False) -> Make:
+    """`act`: slopes by channel, shared, constant or none."""
+
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        arguments = {name: empty(channels) for name in ("mean", "variance", "gamma", "beta")}
+        arguments |= {
+            name: empty(n, h, w, channels, dtype=dtype) for name in ["x", *["dy"] * backward, *["skip"] * skip]
+        }
+        slopes = {"channel": empty(channels), "shared": empty(1)}.get(act)
+        return {**arguments, "slopes": slopes, "slope": 0.2 if act == "constant" else 1.0}
+
+    return make
+
+
+def _maps(channels: int) -> Make:
+    return lambda n, h, w, dtype: {"x": empty(n, h, w, channels, dtype=dtype)}
+
+
 # The network's own layers first, in floats and then in int8; then other widths, scales and pixels.
 TABLE = (
     Entry("frame_input", "uint8", _input(torch.uint8)),
@@ -234,6 +266,47 @@ TABLE = (
 )
 # How many of them are the layers of the SRGAN generator itself.
 NETWORK = TABLE[:14]
+
+# What training on 16 crops of 96x96 launches besides: the trunk's layers, then the discriminator's, from large maps to
+# small; then what other networks add.
+TRAINING = (
+    Entry("conv3x3_stats", "64 to 64", _stats(64, 64), batch=(16, 24, 24)),
+    Entry("batchnorm_act", "64, PReLU", _norm(64, "shared"), batch=(16, 24, 24)),
+    Entry("batchnorm_act", "64, PReLU, backward", _norm(64, "shared", backward=True), "backward", (16, 24, 24)),
+    Entry("batchnorm_act", "64, skip", _norm(64, skip=True), batch=(16, 24, 24)),
+    Entry("batchnorm_act", "64, backward", _norm(64, backward=True), "backward", (16, 24, 24)),
+    Entry("pixelshuffle_prelu", "64, x1", _prelu(64, 1), batch=(16, 24, 24)),
+    Entry("pixelshuffle_prelu", "64, x1, backward", _prelu(64, 1, backward=True), "backward", (16, 24, 24)),
+    Entry("pixelshuffle_prelu", "64, x2", _prelu(64), batch=(16, 48, 48)),
+    Entry("pixelshuffle_prelu", "64, x2, backward", _prelu(64, backward=True), "backward", (16, 48, 48)),
+    Entry("conv3x3_stats", "64 to 64, stride 2", _stats(64, 64, 2), batch=(16, 96, 96)),
+    Entry("conv3x3_stats", "64 to 128", _stats(64, 128), batch=(16, 48, 48)),
+    Entry("conv3x3_stats", "128 to 128, stride 2", _stats(128, 128, 2), batch=(16, 48, 48)),
+    Entry("conv3x3_stats", "128 to 256", _stats(128, 256), batch=(16, 24, 24)),
+    *(
+        entry
+        for channels, size in ((64, 48), (128, 48), (128, 24), (256, 24), (256, 12), (512, 12), (512, 6))
+        for entry in (
+            Entry("batchnorm_act", f"{channels}, slope", _norm(channels, "constant"), batch=(16, size, size)),
+            Entry(
+                "batchnorm_act",
+                f"{channels}, slope, backward",
+                _norm(channels, "constant", backward=True),
+                "backward",
+                (16, size, size),
+            ),
+        )
+    ),
+    Entry("batchnorm_act", "256, statistics", _maps(256), "statistics", (16, 12, 12)),
+    Entry("batchnorm_act", "512, statistics", _maps(512), "statistics", (16, 12, 12)),
+    Entry("batchnorm_act", "512, statistics", _maps(512), "statistics", (16, 6, 6)),
+    Entry("conv3x3_stats", "20 to 36, bias", _stats(20, 36, bias=True), batch=(3, 17, 9)),
+    Entry("batchnorm_act", "20, slopes, skip", _norm(20, "channel", skip=True), batch=(3, 17, 9)),
+    Entry("batchnorm_act", "20, slopes, backward", _norm(20, "channel", backward=True), "backward", (3, 17, 9)),
+)
+
+
+_built: dict[str, Built] = {}
 
 
 class _Recorder:
@@ -290,9 +363,14 @@ def build(one: Launch, sm: int) -> Built:
         for i, name in enumerate(names)
         if isinstance(given[name], Tensor) or (signature[name] == "i32" and given[name] % 16 == 0)
     }
-    source = ASTSource(one.kernel, signature, {name: given[name] for name in constants}, attrs)
-    compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
-    return read(sass(compiled.asm["cubin"]), int(compiled.metadata.shared))
+    values = {name: given[name] for name in constants}
+    key = repr((one.name, sorted(signature.items()), sorted(values.items()), attrs, sorted(options.items()), sm))
+    # Layers that differ in sizes alone share a kernel.
+    if key not in _built:
+        source = ASTSource(one.kernel, signature, values, attrs)
+        compiled = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
+        _built[key] = read(sass(compiled.asm["cubin"]), int(compiled.metadata.shared))
+    return _built[key]
 
 
 def _type(value: Any) -> str:

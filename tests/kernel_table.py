@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import torch
-from ahead_of_time import FRAMES, NETWORK, TABLE, Entry, Launch, assumed, build, launches
+from ahead_of_time import FRAMES, NETWORK, TABLE, TRAINING, Entry, Launch, assumed, build, launches
 from op_parity import judge
 
 from srgan_fast import kernels
@@ -74,6 +74,9 @@ def parity_table(device: str, only: str | None) -> bool:
 def tile_of(one: Launch) -> str:
     """Pixels x outputs x inputs, warps, stages; nothing for kernels without products."""
     constants = one.constants
+    if "BK" in constants and "BP" in constants:
+        tile = f"{constants['BP']}x{constants['BN']}x{constants['BK']}"
+        return f"{tile} w{constants['num_warps']} s{constants['num_stages']}"
     if "TH" not in constants:
         return ""
     inputs = constants.get("BK", constants.get("CIN"))
@@ -81,17 +84,19 @@ def tile_of(one: Launch) -> str:
     return f"{tile} w{constants['num_warps']} s{constants['num_stages']}"
 
 
-def compile_table(entries: Sequence[Entry], frames: Sequence[str], dtypes: Sequence[torch.dtype]) -> bool:
+def compile_table(entries: Sequence[Entry], dtypes: Sequence[torch.dtype], *, large_only: bool) -> bool:
     """Compile what the ops launch on every architecture; whether all of it fits and nothing spills."""
     print("Compiled ahead of time, never run: tile as pixels x outputs x inputs, warps, stages\n")
-    widths = (36, 3, 8, 5, 35, 20, 9, 7, 6)
+    widths = (36, 3, 8, 8, 35, 20, 9, 7, 6)
     show(widths, ("op", "sm", "dtype", "frame", "kernel", "tile", "registers", "shared", "spills", "instructions"))
     fine = True
     for entry in entries:
         for sm, limit_kib in sorted(SHARED_LIMIT_KIB.items()):
-            for frame in frames:
+            for frame, size in entry.frames.items():
+                if large_only and frame in FRAMES and frame != "large":
+                    continue
                 for dtype in dtypes:
-                    for one in launches(entry, FRAMES[frame], dtype, sm):
+                    for one in launches(entry, size, dtype, sm):
                         built = build(one, sm)
                         shared_kib = -(-built.shared_bytes // 1024)
                         spills = built.instructions["spill"] + built.stack_bytes + built.local_bytes
@@ -128,9 +133,9 @@ def main() -> int:
         command = [sys.executable, *sys.argv, "--skip-compile"]
         fine &= subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, check=False).returncode == 0
     if not options.skip_compile:
-        entries = [entry for entry in (TABLE if options.all else NETWORK) if options.only in (None, entry.op)]
-        frames = list(FRAMES) if options.all else ["large"]
-        fine &= compile_table(entries, frames, FLOATS if options.all else [torch.float16])
+        table = (TABLE if options.all else NETWORK) + TRAINING
+        entries = [entry for entry in table if options.only in (None, entry.op)]
+        fine &= compile_table(entries, FLOATS if options.all else [torch.float16], large_only=not options.all)
     return 0 if fine else 1
 
 

@@ -58,16 +58,22 @@ def judge(op: str, case: Case, device: str, dtype: torch.dtype) -> Judgement:
     pixels = arguments.get("dtype") if op == "tail" else None
     floats: Arguments = arguments | ({"dtype": torch.float32} if pixels in LEVELS else {})
     # What plain PyTorch errs is the measure, so it may not round to TF32.
+    also = [name for name in getattr(package, "RESULTS", ()) if floats.get(name) is not None]
     with parity.exact_float32(device):
-        plain, truth = package.reference(**floats), package.reference(**in_double(floats))
-    memory = Guarded(plain, float("nan"))
-    before = {name: value.clone() for name, value in floats.items() if isinstance(value, Tensor)}
-    result = package.run(**floats, out=memory.inside)
-    judgement = Judgement(parity.compare(result, plain, truth, dtype, floor=case.floor), memory.problems())
-    if result.data_ptr() != memory.inside.data_ptr():
+        plain = parity.all_results(package, package.reference, floats)
+        truth = parity.all_results(package, package.reference, in_double(floats))
+    memories = [Guarded(value, float("nan")) for value in plain]
+    before = {name: v.clone() for name, v in floats.items() if isinstance(v, Tensor) and name not in also}
+    written = {name: memory.inside for name, memory in zip(also, memories[1:], strict=True)}
+    result = package.run(**floats | written, out=memories[0].inside)
+    insides = [memory.inside for memory in memories]
+    judgement = Judgement(parity.compare_all(insides, plain, truth, dtype, floor=case.floor))
+    if result.data_ptr() != memories[0].inside.data_ptr():
         judgement.problems.append("returned other memory than out")
-    if torch.isnan(memory.inside).any():
-        judgement.problems.append(f"{int(torch.isnan(memory.inside).sum())} values never written, or NaN")
+    for memory in memories:
+        judgement.problems += memory.problems()
+        if torch.isnan(memory.inside).any():
+            judgement.problems.append(f"{int(torch.isnan(memory.inside).sum())} values never written, or NaN")
     for name, value in before.items():
         if not torch.equal(value, floats[name]):
             judgement.problems.append(f"changed its argument {name}")
@@ -125,7 +131,37 @@ def quantised(floats: Tensor, top: int) -> Tensor:
     return ((floats * top).clamp(0, top) + 0.5).floor().to(torch.int32)
 
 
-def judge_backward(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+def judge_backward(op: str, case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+    """The gradients of an op by its kernels, each held to the rule."""
+    return (_judge_shuffle if op == "pixelshuffle_prelu" else _judge_norm)(case, device, dtype)
+
+
+def _judge_norm(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
+    """The gradients of batchnorm_act against the closed form in its reference, and its statistics against theirs."""
+    package: Any = kernels.load("batchnorm_act")
+    arguments = {name: value for name, value in case.inputs(device, dtype).items() if name != "skip"}
+    x = arguments["x"]
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+    given = [(arguments, dy), (arguments, dy), (in_double(arguments), dy.double())]
+    calls = (package.backward, package.reference_backward, package.reference_backward)
+    gradients = [call(**given, dy=dy) for call, (given, dy) in zip(calls, given, strict=True)]
+    calls = (package.statistics, package.reference_statistics, package.reference_statistics)
+    moments = [call(given["x"]) for call, (given, _) in zip(calls, given, strict=True)]
+    found = {"dx": [dx for dx, _ in gradients]}
+    found |= {
+        name: [sums[row] for _, sums in gradients]
+        for row, name in enumerate(("dbeta", "dgamma", "dslopes")[: len(gradients[0][1])])
+    }
+    found |= {name: [each[i] for each in moments] for i, name in enumerate(("mean", "variance"))}
+    return {
+        name: Judgement(
+            parity.compare(*three, dtype, floor=None if name == "dx" else parity.sum_floor(three[2], dtype))
+        )
+        for name, three in found.items()
+    }
+
+
+def _judge_shuffle(case: Case, device: str, dtype: torch.dtype) -> dict[str, Judgement]:
     """The gradients of pixelshuffle_prelu against autograd through its reference."""
     package: Any = kernels.load("pixelshuffle_prelu")
     arguments = case.inputs(device, dtype)

@@ -1,7 +1,8 @@
 """The kernel table compiled ahead of time for every architecture, with no GPU: nothing spills, everything fits.
 
 What is compiled is what the ops would launch (`ahead_of_time.py`). Fast: the network's own layers in float16 on a large
-frame. Slow: small frames, bfloat16 and other widths; the rest, float32 among it, only with SRGAN_FAST_SOAK=1.
+frame, and the trunk's in training. Slow: small frames, bfloat16 and other widths; the rest, float32 among it, only with
+SRGAN_FAST_SOAK=1.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 import triton
-from ahead_of_time import FRAMES, NETWORK, TABLE, Built, Entry, Launch, build, launches
+from ahead_of_time import FRAMES, NETWORK, TABLE, TRAINING, Built, Entry, Launch, build, launches
 
 from srgan_fast import kernels
 from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
@@ -30,7 +32,8 @@ INT8_CORES = {sm: "mma_int8" if sm == 100 else f"{name}_int8" for sm, name in TE
 FLOAT32_STACK_BYTES = 8
 WITHOUT_PRODUCTS = (
     *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
-    *("tail_sum_pointer", "quantise_int8_pointer"),
+    *("tail_sum_pointer", "quantise_int8_pointer", "statistics_pointer", "join_parts_pointer"),
+    *("batchnorm_act_pointer", "gradient_parts_pointer", "gradient_pointer"),
 )
 
 
@@ -48,13 +51,27 @@ def selected() -> list[object]:
                         continue
                     name = f"sm_{sm}-{entry.op}: {entry.name}-{frame}-{str(dtype).removeprefix('torch.')}"
                     marks = () if usual == 3 else pytest.mark.slow
-                    chosen.append(pytest.param(entry, frame, dtype, sm, id=name, marks=marks))
-    return chosen
+                    chosen.append(pytest.param(entry, FRAMES[frame], dtype, sm, id=name, marks=marks))
+    return chosen + list(selected_for_training(soak))
+
+
+def selected_for_training(soak: bool) -> Iterator[object]:
+    """Fast: the trunk's layers in bfloat16 on sm_90. Slow: all layers there, the trunk's on all; the rest in full."""
+    for sm in ARCHITECTURES:
+        for number, entry in enumerate(TRAINING):
+            ((frame, batch),) = entry.frames.items()
+            for dtype in (torch.bfloat16, torch.float16, torch.float32):
+                usual = (sm == 90) + (number < 5)
+                if not soak and (usual == 0 or dtype != torch.bfloat16):
+                    continue
+                name = f"sm_{sm}-{entry.op}: {entry.name}-{frame}-{str(dtype).removeprefix('torch.')}"
+                marks = () if usual == 2 and dtype == torch.bfloat16 else pytest.mark.slow
+                yield pytest.param(entry, batch, dtype, sm, id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("entry", "frame", "dtype", "sm"), selected())
-def test_kernels_fit_the_architecture(entry: Entry, frame: str, dtype: torch.dtype, sm: int) -> None:
-    for one in launches(entry, FRAMES[frame], dtype, sm):
+def test_kernels_fit_the_architecture(entry: Entry, frame: tuple[int, int, int], dtype: torch.dtype, sm: int) -> None:
+    for one in launches(entry, frame, dtype, sm):
         built = build(one, sm)
         said = f"{one.name} on sm_{sm}: {built}"
         assert built.local_bytes == 0, said
@@ -124,7 +141,10 @@ def test_each_architecture_takes_the_kernels_meant_for_it(sm: int, frame: str, d
 def test_every_kernel_is_in_the_table() -> None:
     """A kernel that no entry launches would never be compiled here."""
     seen = {
-        one.name for entry in TABLE for sm in (80, 90) for one in launches(entry, FRAMES["large"], torch.float16, sm)
+        one.name
+        for entry in TABLE + TRAINING
+        for sm in (80, 90)
+        for one in launches(entry, entry.batch or FRAMES["large"], torch.float16, sm)
     }
     written = set()
     for op in kernels.OPS:

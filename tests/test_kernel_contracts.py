@@ -109,6 +109,23 @@ REFUSED = [
         r"expected a contiguous quantised, got strides \[9792, 64, 576, 1\]",
     ),
     ("conv3x3_int8", {"out": f(1, 9, 17, 64)}, r"expected a contiguous out .* in torch.int8, got .*torch.float32"),
+    ("conv3x3_stats", {"x": f(2, 9, 7, 32)}, r"expected weight of shape \[any, 3, 3, 32\], got \[64, 3, 3, 64\]"),
+    ("conv3x3_stats", {"weight": f(9, 64, 64)}, r"expected weight of shape \[any, 3, 3, 64\], got \[9, 64, 64\]"),
+    ("conv3x3_stats", {"bias": f(64, dtype=torch.float16)}, r"expected bias in torch.float32, got torch.float16"),
+    ("conv3x3_stats", {"stride": 3}, r"expected stride 1 or 2, got 3"),
+    ("conv3x3_stats", {"mean": f(32)}, r"expected mean of shape \[64\], got \[32\]"),
+    ("conv3x3_stats", {"variance": f(128)[::2]}, r"expected contiguous mean and variance, got strides \(2,\)"),
+    ("conv3x3_stats", {"out": f(2, 9, 7, 32)}, r"expected a contiguous out of shape \[2, 9, 7, 64\]"),
+    ("batchnorm_act", {"x": f(9, 7, 64)}, r"expected x of shape \[any, any, any, any\], got \[9, 7, 64\]"),
+    ("batchnorm_act", {"mean": f(1)}, r"expected mean of shape \[64\], got \[1\]"),
+    (
+        "batchnorm_act",
+        {"variance": f(64, dtype=torch.float16)},
+        r"expected variance in torch.float32, got torch.float16",
+    ),
+    ("batchnorm_act", {"slopes": f(2)}, r"expected slopes of shape \[64\], got \[2\]"),
+    ("batchnorm_act", {"skip": f(2, 9, 7, 32)}, r"expected skip of shape \[2, 9, 7, 64\], got \[2, 9, 7, 32\]"),
+    ("batchnorm_act", {"out": f(2, 9, 7, 32)}, r"expected a contiguous out of shape \[2, 9, 7, 64\]"),
 ]
 
 
@@ -123,6 +140,9 @@ def test_a_gradient_that_does_not_fit_is_refused() -> None:
     package = kernels.load("pixelshuffle_prelu")
     with pytest.raises(ValueError, match=r"expected dy of shape \[1, 4, 4, 16\], got \[1, 2, 2, 64\]"):
         package.backward(f(1, 2, 2, 64), f(16), f(1, 2, 2, 64))
+    package = kernels.load("batchnorm_act")
+    with pytest.raises(ValueError, match=r"expected dy of shape \[1, 2, 2, 64\], got \[1, 2, 2, 16\]"):
+        package.backward(f(1, 2, 2, 64), f(64), f(64), f(64), f(64), f(1, 2, 2, 16))
 
 
 def test_an_unknown_op_is_named() -> None:
@@ -175,6 +195,12 @@ TOO_LARGE = [
             "r": 2,
         },
     ),
+    ("conv3x3_stats", {"x": m(1, 2**13, 2**12, 64), "weight": m(16, 3, 3, 64), "stride": 2}),
+    ("conv3x3_stats", {"x": m(1, 2**13, 2**12, 16), "weight": m(64, 3, 3, 16)}),
+    (
+        "batchnorm_act",
+        {"x": m(1, 2**13, 2**12, 64), **{name: v(64) for name in ("mean", "variance", "gamma", "beta")}},
+    ),
 ]
 
 
@@ -187,6 +213,22 @@ def test_frames_beyond_32_bit_offsets_are_refused(op: str, arguments: dict[str, 
 def test_the_limit_counts_a_frame_and_not_a_batch() -> None:
     """Frames are found by 64-bit offsets; shapes alone are looked at, no memory is needed."""
     assert kernels.contract.output_for(m(4, 2**12, 2**11, 64), None, 4, 2**12, 2**11, 64).shape[0] == 4
+
+
+def test_batches_beyond_32_bit_offsets_are_refused_where_they_are_one() -> None:
+    """The kernels for training look at all frames of a batch as one row of pixels."""
+    batch, vector = m(4, 2**12, 2**11, 64), v(64)
+    said = r"expected .* of at most 2147483647 values in all, got \[4, 4096, 2048, 64\]; take a smaller batch"
+    norm, conv = kernels.load("batchnorm_act"), kernels.load("conv3x3_stats")
+    for call in (
+        lambda: conv.run(batch, m(16, 3, 3, 64)),
+        lambda: conv.run(m(4, 2**12, 2**11, 16), m(64, 3, 3, 16)),
+        lambda: norm.run(batch, vector, vector, vector, vector),
+        lambda: norm.backward(batch, vector, vector, vector, vector, batch),
+        lambda: norm.statistics(batch),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
 
 
 def test_sums_of_rows_beyond_32_bit_offsets_are_not_made() -> None:
@@ -239,8 +281,15 @@ def op_cases() -> list[object]:
 def test_operator_is_what_it_says(op: str, case: Case, device: str) -> None:
     """Schema, fake result, autograd and tracing with symbolic shapes, by torch's own check."""
     arguments = case.inputs(device, torch.float32)
-    if op == "pixelshuffle_prelu":
-        arguments = {name: v.requires_grad_() if isinstance(v, Tensor) else v for name, v in arguments.items()}
+    if op in ("conv3x3_stats", "batchnorm_act", "pixelshuffle_prelu"):
+        constants = ("mean", "variance")
+        arguments = {
+            name: v.requires_grad_() if isinstance(v, Tensor) and name not in constants else v
+            for name, v in arguments.items()
+        }
+    if op == "conv3x3_stats":
+        # As an operator it returns them.
+        arguments = {name: v for name, v in arguments.items() if name not in kernels.load(op).RESULTS}
     torch.library.opcheck(getattr(kernels.load(op), op), (), arguments)
 
 
@@ -284,7 +333,7 @@ def test_cases_cover_what_breaks_kernels(op: str) -> None:
     for case in cases:
         assert case.floor is None or case.reason, f"{case.name} is looser and does not say why"
     assert len({case.name for case in cases}) == len(cases)
-    if op in ("head", "conv3x3", "conv3x3_shuffle", "pixelshuffle_prelu", "conv3x3_int8"):
+    if op in ("head", "conv3x3", "conv3x3_shuffle", "pixelshuffle_prelu", "conv3x3_int8", "batchnorm_act"):
         slopes = torch.cat([arguments["slopes"] for arguments in given if "slopes" in arguments])
         assert slopes.min() < 0
         assert slopes.max() > 1

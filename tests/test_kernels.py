@@ -107,6 +107,8 @@ def test_op_equals_its_reference_on_this_gpu(op: str, case: Case, dtype: torch.d
         ("conv3x3", "1x3x7, 64 to 256, slopes channel"),
         ("conv3x3_shuffle", "2x3x5, 16 to 16, x2"),
         ("tail", "2x6x5x64, 5x5, x2, float32"),
+        ("conv3x3_stats", "2x10x11, 16 to 16, bias 30, values of 0.1"),
+        ("batchnorm_act", "2x9x7, 64 channels, slope channel, skip"),
     ],
 )
 def test_a_finer_cut_changes_nothing(op: str, name: str, sm: int, processors: int) -> None:
@@ -175,9 +177,10 @@ def test_tail_keeps_a_nan(device: str) -> None:
 
 
 @everywhere
-@pytest.mark.parametrize(("op", "case"), op_cases("pixelshuffle_prelu"))
-def test_gradients_equal_autograd(op: str, case: Case, device: str, dtype: torch.dtype) -> None:
-    for name, judgement in judge_backward(case, device, dtype).items():
+@pytest.mark.parametrize(("op", "case"), op_cases("pixelshuffle_prelu", "batchnorm_act"))
+@pytest.mark.usefixtures("ampere")
+def test_gradients_equal_those_of_the_reference(op: str, case: Case, device: str, dtype: torch.dtype) -> None:
+    for name, judgement in judge_backward(op, case, device, dtype).items():
         assert judgement.passed, f"{name}: {judgement}"
 
 

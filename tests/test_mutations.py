@@ -25,14 +25,14 @@ from op_parity import judge, judge_backward
 from srgan_fast import kernels, weights
 from srgan_fast.backends import fused
 from srgan_fast.errors import BackendUnavailable
-from srgan_fast.kernels import implicit_gemm
+from srgan_fast.kernels import implicit_gemm, moments
 from srgan_fast.kernels.cases import Case, Draw
 from srgan_fast.model import CompactConfig, Generator, GeneratorConfig, SRVGGNetCompact
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of the text of an op's kernel, or with `shared` of implicit_gemm.py; and the case that shows it."""
+    """One change of the text of an op's kernel, or with `shared` of what it imports; and the case that shows it."""
 
     name: str
     op: str
@@ -55,6 +55,13 @@ INT8_SHUFFLE = "1x3x4, 32 to 20, x3, slopes, both"
 INT8_BOTH = "2x8x16, 64 to 64, residual, both"
 INT8_WIDE = "1x5x9, 64 to 64, slopes, residual, to float32"
 INT8_LARGEST = "1x4x6, 112 to 48, to float32, extreme"
+STATS = "3x5x9, 32 to 48, stride 2"
+STATS_BIAS = "2x6x4, 20 to 36, stride 2, bias 0"
+STATS_HARD = "2x10x11, 16 to 16, bias 30, values of 0.1"
+NORM = "2x9x7, 64 channels, slope channel, skip"
+NORM_SHARED = "3x3x5, 64 channels, slope shared"
+NORM_LEAKY = "2x7x6, 36 channels, slope 0.2"
+NORM_HARD = "2x5x6, 16 channels, slope channel, mean 30"
 
 # Multi-line changes move whole lines, as an editor would.
 _RESIDUAL_LAST = """\
@@ -102,6 +109,20 @@ _COLUMN = ("(rows < H) & (columns < W)", "(rows < H) & (columns < W - 1)")
 _PADDING = ("(y >= 0) & (y < H) & (x >= 0) & (x < W)", "(y >= 0) & (y < H) & ((x >= 0) | (y > 0)) & (x < W)")
 _OUTSIDE = ("(rows < H) & (columns < W)", "(rows <= H) & (columns < W)")
 
+_SKIP_FIRST = (
+    """\
+    if ACT != NONE:
+        z = tl.where(z >= 0, z, z * slopes_of(s_ptr, slope, c, C, ACT)[None, :])
+    if SKIP:
+        z += tl.load(r_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+""",
+    """\
+    if SKIP:
+        z += tl.load(r_ptr + offsets, mask=kept, other=0.0).to(tl.float32)
+    if ACT != NONE:
+        z = tl.where(z >= 0, z, z * slopes_of(s_ptr, slope, c, C, ACT)[None, :])
+""",
+)
 _SUBPIXEL = (
     """\
     y = rows[:, None] * R + ((outputs % (R * R)) // R)[None, :]
@@ -284,9 +305,87 @@ MUTATIONS = (
         "v * tl.load(s_ptr + c, mask",
         "v * tl.load(s_ptr + (c ^ 1), mask",
     ),
+    Mutation("one tap dropped", "conv3x3_stats", STATS, "range(9 * blocks)", "range(8 * blocks)"),
+    Mutation(
+        "taps transposed", "conv3x3_stats", STATS, "(outputs * 9 + tap)", "(outputs * 9 + tap % 3 * 3 + tap // 3)"
+    ),
+    Mutation(
+        "half of the inputs",
+        "conv3x3_stats",
+        "1x5x3, 128 to 80",
+        "(step % blocks) * BK + tl.arange(0, BK)",
+        "tl.arange(0, BK)",
+    ),
+    Mutation("no stride across", "conv3x3_stats", STATS, "p % WO * STRIDE - 1", "p % WO - 1"),
+    Mutation("no padding above", "conv3x3_stats", "2x9x7, 64 to 64", "(y >= 0)", "((y >= 0) | (p >= HO * WO))"),
+    Mutation("second frame reads the first", "conv3x3_stats", STATS, "p // (HO * WO) * H", "0 * H"),
+    Mutation("bias left out", "conv3x3_stats", STATS_BIAS, "    if BIAS:", "    if BIAS and not BIAS:"),
+    Mutation("last pixel unwritten", "conv3x3_stats", STATS, "valid = p < PIXELS", "valid = p < PIXELS - 1"),
+    Mutation("written beyond the end", "conv3x3_stats", STATS, "valid = p < PIXELS", "valid = p <= PIXELS"),
+    Mutation("statistics of the rest of a block", "conv3x3_stats", STATS_BIAS, "kept, first,", "acc == acc, first,"),
+    Mutation(
+        "sums of squares that cancel",
+        "conv3x3_stats",
+        STATS_HARD,
+        "tl.sum(apart * apart, 0) - left * left / count",
+        "tl.sum(tl.where(kept, v * v, 0.0), 0) - mean * mean * count",
+        True,
+    ),
+    Mutation("parts joined as if alike", "conv3x3_stats", STATS_HARD, " + count * apart * apart", "", True),
+    Mutation(
+        "the last part counts as a full one",
+        "conv3x3_stats",
+        STATS_HARD,
+        "PIXELS - i * BP, BP)",
+        "BP + 0 * i, BP)",
+        True,
+    ),
+    Mutation("skip left out", "batchnorm_act", NORM, "    if SKIP:", "    if SKIP and not SKIP:"),
+    Mutation("skip before the activation", "batchnorm_act", NORM, *_SKIP_FIRST),
+    Mutation("slope of the next channel", "batchnorm_act", NORM, "tl.load(s_ptr + c,", "tl.load(s_ptr + (c ^ 1),"),
+    Mutation(
+        "shared slope of another channel", "batchnorm_act", NORM_SHARED, "+ tl.load(s_ptr)", "+ tl.load(s_ptr) * 0"
+    ),
+    Mutation("no slope", "batchnorm_act", NORM_LEAKY, "if ACT != NONE", "if ACT > CONSTANT"),
+    Mutation("gain left out", "batchnorm_act", NORM, "unit * gain[None, :] +", "unit +"),
+    Mutation("shift of the next channel", "batchnorm_act", NORM, "tl.load(b_ptr + c,", "tl.load(b_ptr + (c ^ 1),"),
+    Mutation("variance for deviation", "batchnorm_act", NORM, "1.0 / tl.sqrt_rn(", "1.0 / ("),
+    Mutation("last pixel unwritten", "batchnorm_act", NORM, "(p < PIXELS)[:, None]", "(p < PIXELS - 1)[:, None]"),
 )
 
 BACKWARD = (
+    Mutation("no share of the mean", "batchnorm_act", NORM, "dz - mean_dz[None, :] -", "dz -"),
+    Mutation("no share of the variance", "batchnorm_act", NORM, " - unit * mean_unit[None, :]", ""),
+    Mutation("sums for means", "batchnorm_act", NORM, "mask=c < C, other=0.0) / PIXELS", "mask=c < C, other=0.0)"),
+    Mutation(
+        "no slope",
+        "batchnorm_act",
+        NORM_LEAKY,
+        "tl.where(z > 0, dz, dz * slopes_of",
+        "tl.where(z > -9, dz, dz * slopes_of",
+    ),
+    Mutation(
+        "no slope in the sums",
+        "batchnorm_act",
+        NORM_LEAKY,
+        "dz = tl.where(z > 0, dy, dy *",
+        "dz = tl.where(z > -9, dy, dy *",
+    ),
+    Mutation(
+        "slopes from positive values",
+        "batchnorm_act",
+        NORM,
+        "tl.where(z > 0, 0.0, dy * z)",
+        "tl.where(z > 0, dy * z, 0.0)",
+    ),
+    Mutation(
+        "gain of the values before the mean", "batchnorm_act", NORM_HARD, "tl.sum(dz * unit, 0)", "tl.sum(dz * z, 0)"
+    ),
+    Mutation("parts of one block", "batchnorm_act", NORM, "parts_ptr + tl.program_id(0) * C + c", "parts_ptr + c"),
+    Mutation("last pixel left out", "batchnorm_act", NORM, "(p < PIXELS)[:, None]", "(p < PIXELS - 1)[:, None]"),
+    Mutation(
+        "statistics of the rest of a block", "batchnorm_act", NORM_HARD, "store_part(v, kept,", "store_part(v, v == v,"
+    ),
     Mutation("shuffle transposed", "pixelshuffle_prelu", PRELU, "(y % R) * R + x % R", "(x % R) * R + y % R"),
     Mutation(
         "no slope",
@@ -356,15 +455,15 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
     def do(op: str, old: str = "", new: str = "", shared: bool = False) -> None:
         package = kernels.load(op)
         kernel = importlib.import_module(f"{package.__name__}.kernel")
-        text, device_code = text_of(kernel), text_of(implicit_gemm)
-        if shared:
-            device_code = changed(device_code, old, new)
-        elif old:
+        text = text_of(kernel)
+        if old and not shared:
             text = changed(text, old, new)
-        if implicit_gemm.__name__ in text:
-            text = text.replace(implicit_gemm.__name__, copy("implicit_gemm", device_code).__name__)
-        else:
-            assert not shared, f"{op} does not use the shared device code"
+        used = [module for module in (implicit_gemm, moments) if module.__name__ in text]
+        assert used or not shared, f"{op} does not use the shared device code"
+        for module in used:
+            device_code = changed(text_of(module), old, new) if shared else text_of(module)
+            stem = module.__name__.rpartition(".")[2]
+            text = text.replace(module.__name__, copy(stem, device_code).__name__)
         monkeypatch.setattr(package, "kernel", copy(op, text))
 
     yield do
@@ -400,9 +499,11 @@ def test_a_broken_kernel_is_caught(mutation: Mutation, device: str, plant: Plant
 def test_a_broken_gradient_is_caught(mutation: Mutation, device: str, plant: Plant) -> None:
     case = case_of(mutation.op, mutation.case)
     plant(mutation.op)
-    assert all(judgement.passed for judgement in judge_backward(case, device, torch.float32).values())
+    whole = judge_backward(mutation.op, case, device, torch.float32)
+    assert all(judgement.passed for judgement in whole.values()), whole
     plant(mutation.op, mutation.old, mutation.new)
-    assert not all(judgement.passed for judgement in judge_backward(case, device, torch.float32).values())
+    broken = judge_backward(mutation.op, case, device, torch.float32)
+    assert not all(judgement.passed for judgement in broken.values())
 
 
 @pytest.mark.interpreter
@@ -421,7 +522,7 @@ def test_every_op_has_mutations() -> None:
 # is written again before it is read. The guards around an op's own result show it.
 NOT_IN_A_PICTURE = ("one row written outside of the frame",)
 # Ops that no network in float16 has; for int8 see test_int8.py.
-NOT_IN_A_NETWORK = ("pixelshuffle_prelu", "conv3x3_int8", "quantise_int8")
+NOT_IN_A_NETWORK = ("pixelshuffle_prelu", "conv3x3_int8", "quantise_int8", "conv3x3_stats", "batchnorm_act")
 IN_NETWORK = [each for each in MUTATIONS if each.op not in NOT_IN_A_NETWORK and each.name not in NOT_IN_A_PICTURE]
 # Faults in what only the other network does, besides those of frame_input: a frame added to the picture, more inputs
 # than one block, values above 1.

@@ -21,6 +21,8 @@ CASES = (
     _case(1, 3, 5, 20),
     _case(1, 2, 3, 16, r=3),
     _case(1, 4, 3, 128, scale=1e3),
+    # PReLU alone.
+    _case(2, 5, 7, 36, r=1),
     Case(
         "1x5x3, 16 channels, x2, strided",
         lambda draw: {"x": draw.normal(1, 3, 5, 128)[..., ::2].transpose(1, 2), "slopes": draw.slopes(32)[::2], "r": 2},

@@ -1,0 +1,257 @@
+"""The networks by the training kernels: what the plain modules give in training mode, gradients and statistics too."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from ahead_of_time import assumed
+from torch import Tensor, nn
+
+from srgan_fast.errors import ShapeError, UsageError
+from srgan_fast.kernels import parity
+from srgan_fast.model import CompactConfig, Discriminator, Generator, GeneratorConfig, SRVGGNetCompact
+from srgan_fast.train import fused, losses
+
+CONFIGS = {
+    "the paper's": GeneratorConfig(),
+    "channel": GeneratorConfig(prelu="channel", scale=2, activation="tanh"),
+    "bias": GeneratorConfig(bias=True, scale=8),
+    "prelu at the end": GeneratorConfig(skip_end="prelu", kernel=3),
+    "nothing at the end": GeneratorConfig(skip_end="none"),
+    "no norm": GeneratorConfig(norm="none", prelu="channel"),
+    "no norm, prelu at the end": GeneratorConfig(norm="none", skip_end="prelu"),
+}
+
+
+def generator(config: GeneratorConfig, blocks: int = 2, width: int = 8) -> Generator:
+    return prepared(Generator(dataclasses.replace(config, blocks=blocks, width=width)))
+
+
+def prepared(network: Any) -> Any:
+    """As a step has it, in the middle of training: gains, slopes and running statistics of their own."""
+    generator = torch.Generator().manual_seed(1)
+    for module in network.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.uniform_(module.weight, -0.3, 1.2, generator=generator)
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.3
+            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            for vector in (module.bias, module.running_mean):
+                nn.init.uniform_(vector, -0.5, 0.5, generator=generator)
+    return network.to(memory_format=torch.channels_last).train()
+
+
+def results(network: Any, forward: Callable[[Tensor], Tensor], image: Tensor) -> dict[str, Tensor]:
+    """Output, gradients of image and parameters, and every buffer afterwards, by name."""
+    image = image.clone().requires_grad_()
+    out = forward(image)
+    pull = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
+    names, parameters = zip(*network.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(out, (image, *parameters), pull)
+    found = {"output": out.detach(), **dict(zip(("image", *names), gradients, strict=True))}
+    return found | {name: buffer.clone() for name, buffer in network.named_buffers()}
+
+
+def both(network: nn.Module, image: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """By the plain module, and by the kernels."""
+    other: Any = copy.deepcopy(network)
+    return results(network, network, image), results(other, fused.forward_of(other), image)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_a_generator_is_the_plain_one(config: GeneratorConfig) -> None:
+    plain, fast = both(generator(config).double(), torch.rand(2, 3, 5, 6).double())
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [96, 40])
+def test_a_discriminator_is_the_plain_one(size: int) -> None:
+    """Of 96 pixels the maps are left as they are, others are averaged; wide layers are PyTorch's."""
+    network = prepared(Discriminator(width=4)).double()
+    plain, fast = both(network, 2 * torch.rand(2, 3, size, size).double() - 1)
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_wide_layers_have_their_statistics_from_a_kernel_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_MOST_INPUTS", 8)
+    plain, fast = both(prepared(Discriminator(width=4)).double(), torch.rand(2, 3, 32, 32).double())
+    torch.testing.assert_close(fast, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_float32_is_as_near_as_the_plain_module() -> None:
+    for network, image in (
+        (generator(GeneratorConfig()), torch.rand(2, 3, 7, 6)),
+        (prepared(Discriminator(width=4)), torch.rand(2, 3, 48, 48)),
+    ):
+        check_against_truth(network, image, times=2.0)
+
+
+def check_against_truth(network: nn.Module, image: Tensor, times: float) -> None:
+    """Outputs, gradients and statistics err as those of the plain module do, both held to float64."""
+    wide = copy.deepcopy(network).double()
+    truth = results(wide, wide, image.double())
+    plain, fast = both(network, image)
+    for name, exact in truth.items():
+        if not exact.is_floating_point():
+            assert torch.equal(fast[name], exact), name
+            continue
+        errors = [float((value.double() - exact).abs().max()) for value in (fast[name], plain[name])]
+        allowed = times * errors[1] + 8 * torch.finfo(torch.float32).eps * float(exact.abs().max())
+        assert errors[0] <= allowed, f"{name}: {errors[0]:.2e}, allowed {allowed:.2e}"
+        assert parity.compare(fast[name], plain[name], exact, torch.float32, floor=allowed).rms_error < 1e-4, name
+
+
+@pytest.mark.interpreter
+def test_a_generator_by_the_kernels_themselves() -> None:
+    with assumed(80, 8):
+        check_against_truth(generator(GeneratorConfig(), blocks=1, width=16), torch.rand(2, 3, 6, 5), times=4.0)
+
+
+@pytest.mark.interpreter
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [CONFIGS["channel"], CONFIGS["no norm, prelu at the end"]], ids=["channel", "none"])
+def test_other_generators_by_the_kernels_themselves(config: GeneratorConfig) -> None:
+    with assumed(90, 8):
+        check_against_truth(generator(config, blocks=1, width=16), torch.rand(2, 3, 6, 5), times=4.0)
+
+
+@pytest.mark.interpreter
+def test_a_discriminator_by_the_kernels_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_MOST_INPUTS", 8)
+    with assumed(80, 8):
+        check_against_truth(prepared(Discriminator(width=4)), torch.rand(2, 3, 32, 32), times=4.0)
+
+
+def test_under_autocast_the_error_is_that_of_the_plain_module() -> None:
+    """bfloat16 maps with float32 statistics; seven normalisations in a row make the errors of both large."""
+    network = prepared(Discriminator(width=8))
+    image = torch.rand(4, 3, 48, 48)
+    wide = copy.deepcopy(network).double()
+    truth = results(wide, wide, image.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, fast = both(network, image)
+    assert fast["output"].dtype == plain["output"].dtype == torch.bfloat16
+    for name, exact in truth.items():
+        errors = [float((v[name].double() - exact).norm() / exact.norm().clamp_min(1e-9)) for v in (fast, plain)]
+        assert errors[0] <= 1.5 * errors[1] + 0.02, f"{name}: {errors}"
+    assert fast["features.3.running_mean"].dtype == torch.float32
+
+
+class _Plain:
+    """Five steps of both networks as a step makes them."""
+
+    def __init__(self, kernels: bool) -> None:
+        torch.manual_seed(0)
+        self.networks = generator(GeneratorConfig(), blocks=1), prepared(Discriminator(width=4))
+        self.optimisers = [torch.optim.Adam(network.parameters(), lr=1e-3) for network in self.networks]
+        self.forward = [fused.forward_of(n) if kernels else n for n in self.networks]
+
+    def __call__(self, lr: Tensor, hr: Tensor) -> list[float]:
+        generate, judge = self.forward
+        sr = generate(lr)
+        judged = losses.discriminator(judge(hr), judge(sr.detach()))
+        self._update(1, judged)
+        content, adversarial = losses.mse(sr, hr), losses.adversarial(judge(sr))
+        self._update(0, content + 1e-3 * adversarial)
+        return [float(term.detach()) for term in (judged, content, adversarial)]
+
+    def _update(self, which: int, loss: Tensor) -> None:
+        self.optimisers[which].zero_grad()
+        torch.autograd.backward(loss, inputs=list(self.networks[which].parameters()))
+        self.optimisers[which].step()
+
+
+def check_steps(steps: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    batches = [(torch.rand(2, 3, 8, 8, generator=generator), torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1)]
+    plain, fast = _Plain(kernels=False), _Plain(kernels=True)
+    for lr, hr in batches * steps:
+        torch.testing.assert_close(fast(lr, hr), plain(lr, hr), rtol=1e-3, atol=1e-4)
+    for one, other in zip(fast.networks, plain.networks, strict=True):
+        assert {name for name, _ in one.named_buffers()}
+        for name, buffer in other.named_buffers():
+            torch.testing.assert_close(dict(one.named_buffers())[name], buffer, rtol=1e-3, atol=1e-3, msg=name)
+
+
+def test_steps_with_and_without_kernels_have_the_same_losses() -> None:
+    check_steps(5)
+
+
+@pytest.mark.slow
+@pytest.mark.interpreter
+def test_steps_with_the_kernels_themselves_have_the_same_losses() -> None:
+    with assumed(80, 8):
+        check_steps(2)
+
+
+# ---- what has no such form
+
+
+def test_what_has_no_training_kernels_says_why() -> None:
+    def with_norm(change: Callable[[nn.BatchNorm2d], object]) -> Discriminator:
+        network = Discriminator(width=2)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                change(module)
+        return network
+
+    refused = {
+        "not for SRVGGNetCompact": SRVGGNetCompact(CompactConfig(blocks=1, width=4)),
+        "separable convolutions": Generator(GeneratorConfig(blocks=1, width=4, separable=True)),
+        "normalisation 'instance'": Generator(GeneratorConfig(blocks=1, width=4, norm="instance")),
+        "normalisation 'instance-affine'": Generator(GeneratorConfig(blocks=1, width=4, norm="instance-affine")),
+        "synchronised batch normalisation": nn.SyncBatchNorm.convert_sync_batchnorm(Discriminator(width=2)),
+        "with momentum": with_norm(lambda norm: setattr(norm, "momentum", None)),
+        "gain and running statistics": with_norm(lambda norm: setattr(norm, "track_running_stats", False)),
+        "in float32, not torch.bfloat16": Discriminator(width=2).bfloat16(),
+    }
+    for reason, network in refused.items():
+        assert reason in (fused.why_not(network) or ""), reason
+        with pytest.raises(UsageError, match="train it with --kernels off"):
+            fused.forward_of(network)  # type: ignore[arg-type]
+    for config in CONFIGS.values():
+        assert fused.why_not(generator(config, 1, 4)) is None
+    assert fused.why_not(Discriminator(width=2)) is None
+
+
+def test_one_value_a_channel_has_no_variance() -> None:
+    forward = fused.forward_of(generator(GeneratorConfig()))
+    with pytest.raises(ShapeError, match="more than one value a channel, got 1; take a larger crop"):
+        forward(torch.rand(1, 3, 1, 1))
+
+
+def test_statistics_are_left_alone_when_a_pass_fails() -> None:
+    network = prepared(Discriminator(width=4))
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with pytest.raises(ShapeError):
+        # The fourth stride leaves one value.
+        fused.forward_of(network)(torch.rand(1, 3, 8, 8))
+    torch.testing.assert_close(dict(network.named_buffers()), before, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_networks_on_a_gpu(precision: str) -> None:
+    """By the kernels as they run there; in bfloat16 no worse than the plain module."""
+    for network, image in (
+        (generator(GeneratorConfig(), width=64), torch.rand(4, 3, 24, 24)),
+        (prepared(Discriminator(width=16)), torch.rand(4, 3, 96, 96)),
+    ):
+        wide = copy.deepcopy(network).double().cuda()
+        truth = results(wide, wide, image.double().cuda())
+        with parity.exact_float32("cuda"), torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
+            plain, fast = both(network.cuda(), image.cuda())
+        floor = 0.02 if precision == "bf16" else 1e-4
+        for name, exact in truth.items():
+            errors = [float((v[name].double() - exact).norm() / exact.norm().clamp_min(1e-9)) for v in (fast, plain)]
+            assert errors[0] <= 2 * errors[1] + floor, f"{name}: {errors}"
