@@ -64,7 +64,7 @@ def vgg19(path: Path) -> None:
         layers = VGG19(5, 4).state_dict()
     tensors = {}
     for key, value in layers.items():
-        numbers = 0.02 * torch.randn(len(value))
+        numbers = torch.randn(len(value)) / value[0].numel()  # maps of a size that a gradient survives
         tensors[key] = numbers.view(-1, *[1] * (value.ndim - 1)).expand(value.shape)
     torch.save(tensors, path)
 
