@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from srgan_fast.features import VGG19
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import losses
 from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.data import Batches
 from srgan_fast.train.graph_step import GraphStep, make_step
 from srgan_fast.train.step import EagerStep
+from srgan_fast.train.store import read_images
 
 pytestmark = pytest.mark.gpu
 
@@ -206,8 +209,6 @@ def test_a_step_moves_between_devices() -> None:
 
 def cpu_copy(step: EagerStep) -> Any:
     """Its networks on the CPU, for a comparison."""
-    import types
-
     parts = {name: getattr(step, name) for name in ("generator", "average", "discriminator")}
     return types.SimpleNamespace(**{name: copy.deepcopy(network).cpu() for name, network in parts.items()})
 
@@ -244,10 +245,6 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_batches_are_those_of_the_cpu(photos: Path, scale: int, resident: bool) -> None:
-    from srgan_fast.train.store import read_images
-
-    from srgan_fast.train.data import Batches
-
     config = dataclasses.replace(SRRESNET, generator=GeneratorConfig(scale=scale, blocks=1, width=8), batch=7)
     store = read_images(photos, config.crop)
     here, there = Batches(store, config, "cuda", resident=resident), Batches(store, config, "cpu")

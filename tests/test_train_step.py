@@ -315,6 +315,19 @@ def test_a_step_by_kernels(kernels: types.SimpleNamespace) -> None:
     assert graph.kernels
 
 
+def test_the_training_kernels_are_captured() -> None:
+    """By their references here: the same step but for rounding, and its replays to the bit."""
+    config = dataclasses.replace(GAN, generator=GeneratorConfig(blocks=1, width=16))
+    graph = step_of(GraphStep, config, kernels=True, capture=Recorded(), fall_back=False)
+    eager, plain = step_of(EagerStep, config, kernels=True), step_of(EagerStep, config)
+    told = run(graph, range(5))
+    assert_same(told, run(eager, range(5)))
+    assert_same(graph, eager)
+    for mine, other in zip(told, run(plain, range(5)), strict=True):
+        for name, value in mine.items():
+            assert math.isclose(float(value), float(other[name]), rel_tol=1e-2), name
+
+
 @pytest.mark.parametrize("slower", [True, False])
 def test_the_faster_way_is_kept(
     slower: bool, kernels: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

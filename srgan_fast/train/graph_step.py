@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -343,6 +342,6 @@ def _no_kernels(device: torch.device, networks: list[Any]) -> str | None:
     reason = why_not_triton(device)
     if reason is not None:
         return reason[0]
-    # Imported where it is needed: it needs Triton.
-    why_not = import_module("srgan_fast.train.fused").why_not
+    from srgan_fast.train.fused import why_not
+
     return next((why for network in networks if (why := why_not(network)) is not None), None)

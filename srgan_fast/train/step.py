@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -194,8 +193,10 @@ class EagerStep:
     def _form(self, network: Generator | Discriminator) -> Callable[[Tensor], Tensor]:
         if not self.kernels:
             return network
-        # Imported where it is needed: kernels need Triton, and a step without them does not.
-        return import_module("srgan_fast.train.fused").forward_of(network)
+        # Imported where it is needed: a step without kernels needs none of their packages.
+        from srgan_fast.train.fused import forward_of
+
+        return forward_of(network)
 
     def _content_aside(self, sr: Tensor, hr: Tensor) -> Tensor | None:
         """The content term on its own stream, where there is one; its gradient is then computed there too."""
