@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from capture import Recorded, Repeated
+from ranks import together
 from torch import Tensor, nn
 
 from srgan_fast import train
@@ -23,6 +24,7 @@ from srgan_fast.features import VGG19
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import graph_step, losses
 from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.distributed import ALONE, World
 from srgan_fast.train.graph_step import GraphStep, make_step
 from srgan_fast.train.step import EagerStep, average_weight, bf16_pays, learning_rate, schedule
 
@@ -239,6 +241,37 @@ def test_few_graphs_are_kept() -> None:
         graph(*batch(0, count), 0)
     assert [lr[0] for lr, _ in graph.captured] == [4, 5, 1, 2]
     assert capture.captures == 6
+
+
+# --- several ranks ----------------------------------------------------------------------------------------------
+
+
+def share_of_a_run(world: World, kind: type[EagerStep], size: int) -> tuple[list[dict[str, float]], list[Any]]:
+    """Five steps on the rows of one rank, of networks without normalisation: batches of four in all."""
+    config = dataclasses.replace(GAN, generator=GeneratorConfig(blocks=1, width=4, norm="none"))
+    torch.manual_seed(world.rank)  # the ranks start from rank 0's weights
+    generator, discriminator = Generator(config.generator), Discriminator(width=4)
+    for index, module in enumerate(discriminator.features):
+        if isinstance(module, nn.BatchNorm2d):
+            discriminator.features[index] = nn.Identity()
+    options: dict[str, Any] = {} if kind is EagerStep else {"capture": Repeated(), "fall_back": False}
+    step = kind(generator, losses.mse, config, discriminator, world=world, **options)
+    rows = slice(world.rank * 4 // size, (world.rank + 1) * 4 // size)
+    told = [step(*(images[rows] for images in batch(number, 4)), number) for number in range(5)]
+    terms = [{name: float(value) for name, value in one.items()} for one in told]
+    return terms, [parameter.tolist() for parameter in step.average.parameters()]
+
+
+@pytest.mark.parametrize("kind", [EagerStep, GraphStep])
+def test_two_ranks_are_one_at_twice_the_batch(kind: type[EagerStep]) -> None:
+    want, weights = share_of_a_run(ALONE, kind, 1)
+    for terms, own in together(share_of_a_run, kind, 2):
+        for here, there in zip(terms, want, strict=True):
+            assert here.keys() == there.keys()
+            for name, value in here.items():
+                assert math.isclose(value, there[name], rel_tol=1e-3), name
+        for mine, other in zip(own, weights, strict=True):
+            assert torch.allclose(torch.tensor(mine), torch.tensor(other), rtol=1e-3, atol=1e-4)
 
 
 # --- what is given up, and what is chosen -----------------------------------------------------------------------
