@@ -138,7 +138,7 @@ class GraphStep(EagerStep):
         """
         with self._ordered():
             lr, hr = (image.to(self.device).clone(memory_format=torch.channels_last) for image in (lr, hr))
-            before = [tensor.clone() for tensor in self._tensors()]
+            before = [tensor.detach().clone() for tensor in self._tensors()]
             random = random_state()
 
             def rewind() -> None:
