@@ -34,6 +34,7 @@ WITHOUT_PRODUCTS = (
     *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
     *("tail_sum_pointer", "quantise_int8_pointer", "statistics_pointer", "join_parts_pointer"),
     *("batchnorm_act_pointer", "gradient_parts_pointer", "gradient_pointer"),
+    "training_crops_pointer",
 )
 
 
