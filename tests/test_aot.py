@@ -156,6 +156,14 @@ def test_every_kernel_is_in_the_table() -> None:
     assert seen == written
 
 
+@pytest.mark.parametrize("name", ["x4", "x2, pairs"])
+def test_crops_compile(name: str) -> None:
+    """The compiler is stricter than the interpreter: both forms of the kernel, with the fast tests too."""
+    (entry,) = [entry for entry in TABLE if (entry.op, entry.name) == ("training_crops", name)]
+    (one,) = launches(entry, FRAMES["small"], torch.float16, 90)
+    assert build(one, 90).instructions["spill"] == 0
+
+
 def test_a_fused_product_and_sum_is_seen() -> None:
     """The count of them, on the int8 kernel without the option that forbids them."""
     entry = next(entry for entry in TABLE if entry.op == "conv3x3_int8")
