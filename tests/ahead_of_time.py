@@ -41,6 +41,7 @@ _TYPES = {
     torch.uint8: "u8",
     torch.uint16: "u16",
     torch.int8: "i8",
+    torch.int64: "i64",
 }
 # How the machine code says it: tensor cores of each generation, TMA, asynchronous copies, 8x8 matrices by warps,
 # registers given from warpgroup to warpgroup, spills, a product and a sum with one rounding.
@@ -223,6 +224,24 @@ def _norm(channels: int, act: str = "", *, skip: bool = False, backward: bool = 
     return make
 
 
+def _crops(crop: int, scale: int, *, pairs: bool = False) -> Make:
+    """A batch of 16, whatever the frame; the sizes of the images are known to the GPU alone."""
+
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        size = crop // scale
+        return {
+            "pixels": empty(2**32, dtype=torch.uint8),
+            "table": empty(69, 3, dtype=torch.int64),
+            "draws": empty(16, 4, dtype=torch.int64),
+            "lr": empty(16, size, size, 3),
+            "crop": crop,
+            "scale": scale,
+            "lows": empty(69, 3, dtype=torch.int64) if pairs else None,
+        }
+
+    return make
+
+
 def _maps(channels: int) -> Make:
     return lambda n, h, w, dtype: {"x": empty(n, h, w, channels, dtype=dtype)}
 
@@ -263,6 +282,10 @@ TABLE = (
     Entry("conv3x3_int8", "16 to 16, PReLU, to int8", _int8(16, 16, slopes=True, result=torch.int8)),
     Entry("conv3x3_int8", "112 to 112, residual, both", _int8(112, 112, both=True)),
     Entry("conv3x3_int8", "96 to 80, x3", _int8(96, 80, r=3)),
+    Entry("training_crops", "x4", _crops(96, 4)),
+    Entry("training_crops", "x2", _crops(96, 2)),
+    Entry("training_crops", "x8", _crops(96, 8)),
+    Entry("training_crops", "x2, pairs", _crops(96, 2, pairs=True)),
 )
 # How many of them are the layers of the SRGAN generator itself.
 NETWORK = TABLE[:14]

@@ -34,6 +34,7 @@ WITHOUT_PRODUCTS = (
     *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
     *("tail_sum_pointer", "quantise_int8_pointer", "statistics_pointer", "join_parts_pointer"),
     *("batchnorm_act_pointer", "gradient_parts_pointer", "gradient_pointer"),
+    "training_crops_pointer",
 )
 
 
@@ -153,6 +154,14 @@ def test_every_kernel_is_in_the_table() -> None:
             if isinstance(value, triton.runtime.JITFunction) and name.endswith(("_pointer", "_descriptor")):
                 written.add(name)
     assert seen == written
+
+
+@pytest.mark.parametrize("name", ["x4", "x2, pairs"])
+def test_crops_compile(name: str) -> None:
+    """The compiler is stricter than the interpreter: both forms of the kernel, with the fast tests too."""
+    (entry,) = [entry for entry in TABLE if (entry.op, entry.name) == ("training_crops", name)]
+    (one,) = launches(entry, FRAMES["small"], torch.float16, 90)
+    assert build(one, 90).instructions["spill"] == 0
 
 
 def test_a_fused_product_and_sum_is_seen() -> None:

@@ -126,6 +126,24 @@ REFUSED = [
     ("batchnorm_act", {"slopes": f(2)}, r"expected slopes of shape \[64\], got \[2\]"),
     ("batchnorm_act", {"skip": f(2, 9, 7, 32)}, r"expected skip of shape \[2, 9, 7, 64\], got \[2, 9, 7, 32\]"),
     ("batchnorm_act", {"out": f(2, 9, 7, 32)}, r"expected a contiguous out of shape \[2, 9, 7, 64\]"),
+    ("training_crops", {"pixels": f(1641)}, r"expected pixels in torch.uint8, got torch.float32"),
+    ("training_crops", {"table": f(2, 2, dtype=torch.int64)}, r"expected table of shape \[any, 3\], got \[2, 2\]"),
+    ("training_crops", {"draws": f(8, 4, dtype=torch.int32)}, r"expected draws in torch.int64, got torch.int32"),
+    ("training_crops", {"lows": f(2, 3)}, r"expected lows in torch.int64, got torch.float32"),
+    (
+        "training_crops",
+        {"scale": 3},
+        r"expected scale 2, 4 or 8 and a crop that is a multiple, got scale 3 and crop 8",
+    ),
+    ("training_crops", {"crop": 13}, r"a crop that is a multiple, got scale 4 and crop 13"),
+    ("training_crops", {"crop": 0}, r"a crop that is a multiple, got scale 4 and crop 0"),
+    ("training_crops", {"lr": f(8, 8, 8, 3)}, r"expected lr of shape \[8, 2, 2, 3\], got \[8, 8, 8, 3\]"),
+    ("training_crops", {"lr": f(8, 2, 2, 3).transpose(1, 2)}, r"expected a contiguous lr, got strides \[12, 3, 6, 1\]"),
+    (
+        "training_crops",
+        {"out": f(8, 3, 8, 8)},
+        r"expected a contiguous out of shape \[8, 8, 8, 3\].*\[8, 3, 8, 8\]",
+    ),
 ]
 
 
@@ -200,6 +218,17 @@ TOO_LARGE = [
     (
         "batchnorm_act",
         {"x": m(1, 2**13, 2**12, 64), **{name: v(64) for name in ("mean", "variance", "gamma", "beta")}},
+    ),
+    (
+        "training_crops",
+        {
+            "pixels": m(48, dtype=torch.uint8),
+            "table": m(1, 3, dtype=torch.int64),
+            "draws": m(1, 4, dtype=torch.int64),
+            "lr": m(1, 2**13, 2**13, 3, dtype=torch.float32),
+            "crop": 2**15,
+            "scale": 4,
+        },
     ),
 ]
 
@@ -312,7 +341,11 @@ def test_gradcheck_in_float64(what: str, r: int) -> None:
     assert torch.autograd.gradcheck(lambda x, slopes: getattr(package, what)(x, slopes, r), (x, slopes))
 
 
-@pytest.mark.parametrize("op", kernels.OPS)
+# Its pixels are no frames; see the test below.
+FRAMED = [op for op in kernels.OPS if op != "training_crops"]
+
+
+@pytest.mark.parametrize("op", FRAMED)
 def test_cases_cover_what_breaks_kernels(op: str) -> None:
     """Odd sizes, one pixel, channels that fill no block, several frames, extremes, views."""
     cases = kernels.load(op).CASES
@@ -338,6 +371,29 @@ def test_cases_cover_what_breaks_kernels(op: str) -> None:
         assert slopes.min() < 0
         assert slopes.max() > 1
         assert (slopes == 0).any()
+
+
+def test_cases_cover_what_breaks_crops() -> None:
+    """Every scale, every turn, every border, several images, one LR pixel, extremes, views, pairs."""
+    cases = kernels.load("training_crops").CASES
+    given = [case.inputs("cpu", torch.float32) for case in cases]
+    assert {arguments["scale"] for arguments in given} == {2, 4, 8}
+    assert {arguments["lows"] is None for arguments in given} == {False, True}
+    assert any(arguments["crop"] == arguments["scale"] for arguments in given)
+    assert any(len(arguments["table"]) > 1 for arguments in given)
+    assert any(not arguments["pixels"].is_contiguous() for arguments in given)
+    for arguments in given:
+        assert (arguments["pixels"] == 0).any()
+        assert (arguments["pixels"] == 255).any()
+        table, scale = arguments["table"] if arguments["lows"] is None else arguments["lows"], arguments["scale"]
+        image, y, x, _ = arguments["draws"].unbind(1)
+        size = arguments["crop"] if arguments["lows"] is None else arguments["crop"] // scale
+        assert (y + size <= table[image, 1]).all()
+        assert (x + size <= table[image, 2]).all()
+    for pairs in (False, True):
+        alike = [arguments for arguments in given if (arguments["lows"] is not None) == pairs]
+        assert {int(t) for arguments in alike for t in arguments["draws"][:, 3]} == set(range(8))
+    assert len({case.name for case in cases}) == len(cases)
 
 
 # ---- the cut into tiles

@@ -176,6 +176,24 @@ def test_tail_keeps_a_nan(device: str) -> None:
         assert int(torch.isnan(result).sum()) == 6 * 6 * 3
 
 
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("ampere")
+def test_crops_come_from_beyond_32_bit_offsets() -> None:
+    """Of 2 GiB only the pages of the last image are ever touched."""
+    package = kernels.load("training_crops")
+    arguments = case_of("training_crops", "x4, behind other bytes").inputs("cpu", torch.float32)
+    image, beyond = arguments["pixels"][1001:], 2**31 + 1001
+    pixels = torch.empty(beyond + len(image), dtype=torch.uint8)
+    pixels[beyond:] = image
+    far = arguments | {
+        "pixels": pixels,
+        "table": arguments["table"] + torch.tensor([2**31, 0, 0]),
+        "lr": torch.zeros_like(arguments["lr"]),
+    }
+    assert torch.equal(package.run(**far), package.reference(**arguments))
+    assert torch.equal(far["lr"], arguments["lr"])
+
+
 @everywhere
 @pytest.mark.parametrize(("op", "case"), op_cases("pixelshuffle_prelu", "batchnorm_act"))
 @pytest.mark.usefixtures("ampere")

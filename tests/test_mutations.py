@@ -62,6 +62,7 @@ NORM = "2x9x7, 64 channels, slope channel, skip"
 NORM_SHARED = "3x3x5, 64 channels, slope shared"
 NORM_LEAKY = "2x7x6, 36 channels, slope 0.2"
 NORM_HARD = "2x5x6, 16 channels, slope channel, mean 30"
+CROPS = "x4, every turn"
 
 # Multi-line changes move whole lines, as an editor would.
 _RESIDUAL_LAST = """\
@@ -297,6 +298,38 @@ MUTATIONS = (
         "to_int8(v), mask=p < values",
         "to_int8(v), mask=p < values - 1",
     ),
+    Mutation("one sample dropped", "training_crops", CROPS, "range(4 * SCALE)", "range(4 * SCALE - 1)"),
+    Mutation("half rounded down", "training_crops", "x4, ties", "(1 << (SHIFT - 1))", "(1 << (SHIFT - 1)) - 1"),
+    Mutation(
+        "no rounding between the passes",
+        "training_crops",
+        CROPS,
+        "* rounded(rows, SHIFT), 1), SHIFT)",
+        "* rows // (1 << SHIFT), 1), SHIFT)",
+    ),
+    Mutation("no clamp", "training_crops", "x4, black and white", ">> SHIFT, 0), 255)", ">> SHIFT, -99), 999)"),
+    Mutation("six turns", "training_crops", CROPS, "turn >= 4", "turn >= 6"),
+    Mutation("turned the other way", "training_crops", CROPS, "turn % 4", "(8 - turn) % 4"),
+    Mutation("border one pixel in", "training_crops", CROPS, "height - 1)", "height - 2)"),
+    Mutation("one plane for all", "training_crops", CROPS, "(c * height + row)", "row"),
+    Mutation("one image for all", "training_crops", CROPS, "image * 3", "image * 0"),
+    Mutation("last HR pixel unwritten", "training_crops", CROPS, "(p < CROP * CROP)", "(p < CROP * CROP - 1)"),
+    Mutation("last LR value unwritten", "training_crops", CROPS, "size * size * 3\n", "size * size * 3 - 1\n"),
+    Mutation(
+        "product with an inverse",
+        "training_crops",
+        "x4, inside of an image",
+        "tl.div_rn(v, tl.full(v.shape, 127.5, tl.float32))",
+        "v * (1.0 / 127.5)",
+    ),
+    Mutation(
+        "pairs: one corner for both",
+        "training_crops",
+        "x2, pairs, every turn",
+        "SCALE if PAIRS else 1",
+        "SCALE // SCALE",
+    ),
+    Mutation("pairs: LR from HR", "training_crops", "x2, pairs, every turn", "low(p_ptr, l_ptr", "low(p_ptr, t_ptr"),
     Mutation("shuffle transposed", "pixelshuffle_prelu", PRELU, "(y % R) * R + x % R", "(x % R) * R + y % R"),
     Mutation(
         "slope of the next channel",
@@ -522,7 +555,14 @@ def test_every_op_has_mutations() -> None:
 # is written again before it is read. The guards around an op's own result show it.
 NOT_IN_A_PICTURE = ("one row written outside of the frame",)
 # Ops that no network in float16 has; for int8 see test_int8.py.
-NOT_IN_A_NETWORK = ("pixelshuffle_prelu", "conv3x3_int8", "quantise_int8", "conv3x3_stats", "batchnorm_act")
+NOT_IN_A_NETWORK = (
+    "pixelshuffle_prelu",
+    "conv3x3_int8",
+    "quantise_int8",
+    "conv3x3_stats",
+    "batchnorm_act",
+    "training_crops",
+)
 IN_NETWORK = [each for each in MUTATIONS if each.op not in NOT_IN_A_NETWORK and each.name not in NOT_IN_A_PICTURE]
 # Faults in what only the other network does, besides those of frame_input: a frame added to the picture, more inputs
 # than one block, values above 1.

@@ -101,3 +101,12 @@ def test_what_does_not_fit_is_refused(bad: torch.Tensor) -> None:
     for degrade in (lambda x: imresize_down(x, 4), lambda x: gaussian_down(x, 4, 1.0)):
         with pytest.raises(ShapeError, match="expected"):
             degrade(bad)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_gpu_shrinks_to_the_same_bits(scale: int) -> None:
+    """Weights of few bits: no order of the sums rounds anything."""
+    generator = torch.Generator().manual_seed(scale)
+    hr = torch.randint(0, 256, (2, 3, 12 * scale, 9 * scale), dtype=torch.uint8, generator=generator)
+    assert torch.equal(imresize_down(hr.cuda(), scale).cpu(), imresize_down(hr, scale))

@@ -38,7 +38,7 @@ RESULTS = ("lr",)
 SCALES = (2, 4, 8)
 
 _PIXELS = 256  # of HR, a program
-_SMALL = 16  # pixels of LR, a program and plane
+_VALUES = 32  # of LR, a program
 
 
 def run(
@@ -79,7 +79,7 @@ def run(
         return out.copy_(reference(pixels, table, draws, lr, crop, scale, lows))
     from srgan_fast.kernels.training_crops import kernel
 
-    blocks = -(-crop * crop // _PIXELS) + 3 * -(-size * size // _SMALL)
+    blocks = -(-crop * crop // _PIXELS) + -(-3 * size * size // _VALUES)
     table = table.contiguous()
     kernel.training_crops_pointer[(blocks, count)](
         pixels.contiguous(),
@@ -93,7 +93,7 @@ def run(
         SHIFT=(16 * scale**4).bit_length() - 1,
         PAIRS=lows is not None,
         BP=_PIXELS,
-        BL=_SMALL,
+        BL=_VALUES,
         num_warps=4,
     )
     return out

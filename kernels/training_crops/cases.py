@@ -46,8 +46,17 @@ def _case(name: str, sizes: list[tuple[int, int]], rows: list[tuple[int, int, in
 
 def _black_and_white(draw: Draw) -> Arguments:
     """Only extremes: sums that overshoot on both sides, and ties between levels."""
-    arguments = _arguments(draw, [(16, 16)], [(0, 0, 0, 0), (0, 0, 0, 3)], crop=16, scale=4)
+    arguments = _arguments(draw, [(16, 16)], [(0, 0, 0, 3)], crop=16, scale=4)
     return arguments | {"pixels": (arguments["pixels"] > 127).to(torch.uint8) * 255}
+
+
+def _ties(draw: Draw) -> Arguments:
+    """An edge through the middle of LR pixels, whose mean lies between two levels."""
+    arguments = _arguments(draw, [(16, 16)], [(0, 0, 0, 0)], crop=16, scale=4)
+    edge = (torch.arange(16) >= 6).to(torch.uint8).view(1, 16, 1).expand(3, 16, 16) * 101
+    pixels = edge.reshape(-1).clone()
+    pixels[0], pixels[-1] = 255, 0
+    return arguments | {"pixels": pixels.to(draw.device)}
 
 
 def _strided(draw: Draw) -> Arguments:
@@ -59,15 +68,16 @@ def _strided(draw: Draw) -> Arguments:
 
 CASES = (
     _case("x4, one LR pixel", [(4, 4)], [(0, 0, 0, 0)], crop=4, scale=4),
-    _case("x4, every turn", [(17, 23), (13, 12)], [(t % 2, t % 2, 0, t) for t in range(_TURNS)], crop=12, scale=4),
-    _case("x4, inside of an image", [(60, 64)], [(0, 21, 19, 2), (0, 20, 20, 5)], crop=20, scale=4),
-    _case("x2, every turn", [(9, 15)], [(0, 1, t % 8, t) for t in range(_TURNS)], crop=8, scale=2),
-    _case("x8, every turn", [(19, 21)], [(0, t % 4, t % 6, t) for t in range(_TURNS)], crop=16, scale=8),
+    _case("x4, every turn", [(9, 13), (11, 8)], [(t % 2, t % 2, 0, t) for t in range(_TURNS)], crop=8, scale=4),
+    _case("x4, inside of an image", [(60, 64)], [(0, 21, 19, 5)], crop=20, scale=4),
+    _case("x2, some turns", [(9, 15)], [(0, 1, t, t) for t in (1, 2, 7)], crop=8, scale=2),
+    _case("x8, some turns", [(19, 21)], [(0, 3, t, t) for t in (3, 4)], crop=16, scale=8),
     _case(
-        "x2, pairs, every turn", [(9, 7), (6, 8)], [(t % 2, 0, 1, t) for t in range(_TURNS)], crop=12, scale=2, pairs=1
+        "x2, pairs, every turn", [(9, 7), (6, 8)], [(t % 2, 0, 1, t) for t in range(_TURNS)], crop=8, scale=2, pairs=1
     ),
     _case("x4, behind other bytes", [(12, 12)], [(0, 0, 0, 7)], crop=12, scale=4, before=1001),
     Case("x4, black and white", _black_and_white),
+    Case("x4, ties", _ties),
     Case("x2, strided", _strided),
 )
 

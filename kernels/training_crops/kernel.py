@@ -40,6 +40,58 @@ def rounded(total, SHIFT: tl.constexpr):
 
 
 @triton.jit
+def high(p_ptr, t_ptr, d_ptr, hr_ptr, block, crop, CROP, STEP: tl.constexpr, BP: tl.constexpr):
+    """BP HR pixels of a crop, of which a draw names the corner in units of STEP."""
+    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
+    y, x = tl.load(d_ptr + crop * 4 + 1) * STEP, tl.load(d_ptr + crop * 4 + 2) * STEP
+    p = block * BP + tl.arange(0, BP)
+    c = tl.arange(0, 4)
+    kept = (p < CROP * CROP)[:, None] & (c < 3)[None, :]
+    i, j = (p // CROP)[:, None], (p % CROP)[:, None]
+    v = levels(p_ptr, t_ptr, image, y, x, turn, i, j, c[None, :], kept, CROP).to(tl.float32)
+    # Rounded as a division is, which the plain operator is not on a GPU.
+    v = tl.div_rn(v, tl.full(v.shape, 127.5, tl.float32)) - 1.0
+    tl.store(hr_ptr + (crop * CROP * CROP + p[:, None]) * 3 + c[None, :], v, mask=kept)
+
+
+@triton.jit
+def low(
+    p_ptr,
+    t_ptr,
+    d_ptr,
+    lr_ptr,
+    block,
+    crop,
+    CROP,
+    SCALE: tl.constexpr,
+    SHIFT: tl.constexpr,
+    PAIRS: tl.constexpr,
+    BL: tl.constexpr,
+):
+    """BL LR values of a crop: shrunk, or for pairs cut from images of their own."""
+    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
+    y, x = tl.load(d_ptr + crop * 4 + 1), tl.load(d_ptr + crop * 4 + 2)
+    size = CROP // SCALE
+    value = block * BL + tl.arange(0, BL)
+    q, c = value // 3, value % 3
+    kept = value < size * size * 3
+    if PAIRS:
+        small = levels(p_ptr, t_ptr, image, y, x, turn, q // size, q % size, c, kept, size)
+    else:
+        # From the middle of an LR pixel its 4 * SCALE samples reach 3/2 of its side over either edge.
+        taps = tl.arange(0, 4 * SCALE)
+        top = ((q // size) * SCALE - 3 * SCALE // 2)[:, None]
+        j = (q % size)[:, None] * SCALE - 3 * SCALE // 2 + taps[None, :]
+        rows = tl.zeros([BL, 4 * SCALE], tl.int32)
+        for tap in range(4 * SCALE):
+            v = levels(p_ptr, t_ptr, image, y, x, turn, top + tap, j, c[:, None], kept[:, None], CROP)
+            rows += cubic(tap, SCALE) * v
+        small = rounded(tl.sum(cubic(taps, SCALE)[None, :] * rounded(rows, SHIFT), 1), SHIFT)
+    v = tl.div_rn(small.to(tl.float32), tl.full(small.shape, 255.0, tl.float32))
+    tl.store(lr_ptr + crop * size * size * 3 + value, v, mask=kept)
+
+
+@triton.jit
 def training_crops_pointer(
     p_ptr,
     t_ptr,
@@ -54,39 +106,11 @@ def training_crops_pointer(
     BP: tl.constexpr,
     BL: tl.constexpr,
 ):
-    """grid (blocks of BP HR pixels, then blocks of BL LR pixels of each plane; crops)."""
+    """grid (blocks of BP HR pixels, then blocks of BL LR values; crops)."""
     crop = tl.program_id(1).to(tl.int64)
-    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
-    y, x = tl.load(d_ptr + crop * 4 + 1), tl.load(d_ptr + crop * 4 + 2)
+    block = tl.program_id(0)
     blocks = tl.cdiv(CROP * CROP, BP)
-    if tl.program_id(0) < blocks:
-        p = tl.program_id(0) * BP + tl.arange(0, BP)
-        c = tl.arange(0, 4)
-        kept = (p < CROP * CROP)[:, None] & (c < 3)[None, :]
-        if PAIRS:
-            y, x = y * SCALE, x * SCALE
-        i, j = (p // CROP)[:, None], (p % CROP)[:, None]
-        v = levels(p_ptr, t_ptr, image, y, x, turn, i, j, c[None, :], kept, CROP).to(tl.float32)
-        # Rounded as a division is, which the plain operator is not on a GPU.
-        v = tl.div_rn(v, tl.full(v.shape, 127.5, tl.float32)) - 1.0
-        tl.store(hr_ptr + (crop * CROP * CROP + p[:, None]) * 3 + c[None, :], v, mask=kept)
+    if block < blocks:
+        high(p_ptr, t_ptr, d_ptr, hr_ptr, block, crop, CROP, SCALE if PAIRS else 1, BP)
     else:
-        size = CROP // SCALE
-        block = tl.program_id(0) - blocks
-        c = block % 3
-        q = (block // 3) * BL + tl.arange(0, BL)
-        kept = q < size * size
-        if PAIRS:
-            small = levels(p_ptr, l_ptr, image, y, x, turn, q // size, q % size, c, kept, size)
-        else:
-            # From the middle of an LR pixel its 4 * SCALE samples reach 3/2 of its side over either edge.
-            taps = tl.arange(0, 4 * SCALE)
-            top = ((q // size) * SCALE - 3 * SCALE // 2)[:, None]
-            j = (q % size)[:, None] * SCALE - 3 * SCALE // 2 + taps[None, :]
-            rows = tl.zeros([BL, 4 * SCALE], tl.int32)
-            for tap in range(4 * SCALE):
-                v = levels(p_ptr, t_ptr, image, y, x, turn, top + tap, j, c, kept[:, None], CROP)
-                rows += cubic(tap, SCALE) * v
-            small = rounded(tl.sum(cubic(taps, SCALE)[None, :] * rounded(rows, SHIFT), 1), SHIFT)
-        v = tl.div_rn(small.to(tl.float32), tl.full(small.shape, 255.0, tl.float32))
-        tl.store(lr_ptr + (crop * size * size + q) * 3 + c, v, mask=kept)
+        low(p_ptr, l_ptr, d_ptr, lr_ptr, block - blocks, crop, CROP, SCALE, SHIFT, PAIRS, BL)

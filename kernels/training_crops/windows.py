@@ -37,7 +37,7 @@ def cut(image: Tensor, y: int, x: int, size: int) -> Tensor:
 
 def gathered(pixels: Tensor, table: Tensor, draws: Tensor, size: int, reach: int) -> Tensor:
     """`windows` without a wait for the device."""
-    image, y, x, turn = draws[:, :, None].unbind(1)
+    y, x, turn = draws[:, 1:, None].unbind(1)
     start, height, width = table[draws[:, 0]][:, :, None].unbind(1)
     along = torch.arange(-reach, size + reach, device=draws.device)
     back = size - 1 - along

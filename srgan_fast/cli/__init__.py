@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, train, upscale
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, pack, train, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
@@ -40,6 +40,7 @@ def _root(
 app.command()(upscale.upscale)
 app.command()(evaluate.evaluate)
 app.command()(train.train)
+app.command()(pack.pack)
 app.command()(convert.convert)
 app.command()(calibrate.calibrate)
 app.command()(check.check)

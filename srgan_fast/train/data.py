@@ -25,6 +25,39 @@ _SALT = 0x9E3779B1
 _SHARE = 0.5
 
 
+class Draws:
+    """What a step draws for some rows of its batch: not one thing beside it is random.
+
+    Apart from `Batches`, so that the thread which reads ahead does not keep that alive.
+    """
+
+    def __init__(self, store: ImageStore, config: TrainConfig, rows: slice) -> None:
+        self.config, self._rows = config, rows
+        scale = config.generator.scale
+        table, reach = (store.table, config.crop) if store.lows is None else (store.lows, config.crop // scale)
+        # How many places a crop can have in each image, as a float that a draw is multiplied by.
+        self._places = (table[:, 1:] - reach + 1).float()
+
+    def __call__(self, step: int, salt: int = 0) -> Tensor:
+        """A row for each crop: image, y, x, and which of the eight ways it lies.
+
+        Shapes:  [rows, 4]
+        Dtypes:  int64
+        Units:   y and x in HR pixels, in LR pixels for pairs
+        """
+        rng = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step + salt * _SALT) % 2**63)
+        count, batch = len(self._places), self.config.batch
+        order = torch.cat([torch.randperm(count, generator=rng) for _ in range(-(-batch // count))])[:batch]
+        # A number in [0, 1) times a count of places, cut to an integer.
+        uniform = torch.rand(batch, 3, generator=rng)[self._rows]
+        order = order[self._rows]
+        drawn = torch.empty(len(order), 4, dtype=torch.int64)
+        drawn[:, 0] = order
+        drawn[:, 1:3] = uniform[:, :2] * self._places[order]
+        drawn[:, 3] = uniform[:, 2] * 8
+        return drawn
+
+
 class Batches:
     """The batches of a run, or the rows of them that one of several ranks trains on.
 
@@ -50,36 +83,13 @@ class Batches:
         self.store, self.config, self.device = store, config, torch.device(device)
         self.resident = _fits(store, self.device) if resident is None else resident
         share = config.batch // ranks
-        self._rows = slice(rank * share, (rank + 1) * share)
-        scale = config.generator.scale
-        table, reach = (store.table, config.crop) if store.lows is None else (store.lows, config.crop // scale)
-        # How many places a crop can have in each image, as a float that a draw is multiplied by.
-        self._places = (table[:, 1:] - reach + 1).float()
+        self.draws = Draws(store, config, slice(rank * share, (rank + 1) * share))
         if self.resident:
             self._pixels, self._table = store.pixels.to(self.device), store.table.to(self.device)
             self._lows = None if store.lows is None else store.lows.to(self.device)
             self._ahead = None
         else:
             self._ahead = Ahead(store, config, self.device, share, self.draws)
-
-    def draws(self, step: int, salt: int = 0) -> Tensor:
-        """What is drawn for this rank's crops: image, y, x, and which of the eight ways it lies.
-
-        Shapes:  [batch / ranks, 4]
-        Dtypes:  int64
-        Units:   y and x in HR pixels, in LR pixels for pairs
-        """
-        rng = torch.Generator().manual_seed((self.config.seed * 1_000_003 + step + salt * _SALT) % 2**63)
-        count, batch = len(self.store), self.config.batch
-        order = torch.cat([torch.randperm(count, generator=rng) for _ in range(-(-batch // count))])[:batch]
-        # A number in [0, 1) times a count of places, cut to an integer.
-        uniform = torch.rand(batch, 3, generator=rng)[self._rows]
-        order = order[self._rows]
-        drawn = torch.empty(len(order), 4, dtype=torch.int64)
-        drawn[:, 0] = order
-        drawn[:, 1:3] = uniform[:, :2] * self._places[order]
-        drawn[:, 3] = uniform[:, 2] * 8
-        return drawn
 
     def __call__(self, step: int, salt: int = 0) -> tuple[Tensor, Tensor]:
         """The batch of a step; another `salt` draws another one for it, as after a rollback.

@@ -128,6 +128,8 @@ class Folder:
     Raises:  UsageError without the folder; InputError at the end if no image was of at least `smallest` a side
     """
 
+    scale = 0  # no pairs
+
     def __init__(self, folder: Path, smallest: int) -> None:
         if not folder.is_dir():
             raise UsageError(f"expected a folder of training images, got {folder}; name an existing folder")
