@@ -8,7 +8,8 @@ convolutions are PyTorch's. Under autocast the maps have its dtype, and all stat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,17 +62,69 @@ def forward_of(network: Generator | Discriminator) -> Callable[[Tensor], Tensor]
     return lambda image: _discriminate(network, image)
 
 
-class _Statistics:
-    """The batch statistics of one forward pass, which join the running ones at its end: few launches for all layers."""
+class _Narrowed(torch.autograd.Function):
+    """A weight and what it is in the maps' dtype, made beforehand; the gradient is widened for each weight by itself.
 
-    def __init__(self) -> None:
+    Each is then there as early as its layer's backward pass is done: others may be averaged over ranks meanwhile.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, narrow: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return narrow.view_as(narrow)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
+
+
+class _Pass:
+    """One forward pass through layers of convolution, normalisation and activation.
+
+    What is small and the same for all layers is done for all at once, in few launches: the weights are brought to the
+    maps' dtype at the start, and at the end the batch statistics join the running ones.
+    """
+
+    def __init__(self, convs: Iterable[nn.Module], dtype: torch.dtype) -> None:
+        chosen = [conv for conv in convs if isinstance(conv, nn.Conv2d) and conv.in_channels <= _MOST_INPUTS]
+        self._weights: dict[nn.Module, Tensor] = {conv: conv.weight for conv in chosen}
+        if any(conv.weight.dtype != dtype for conv in chosen):
+            narrow = [torch.empty_like(conv.weight, dtype=dtype) for conv in chosen]
+            with torch.no_grad():
+                torch._foreach_copy_(narrow, [conv.weight for conv in chosen])
+            pairs = zip(chosen, narrow, strict=True)
+            self._weights = {
+                conv: _Narrowed.apply(conv.weight, weight)  # type: ignore[no-untyped-call]
+                for conv, weight in pairs
+            }
         self._running: list[Tensor] = []
         self._found: list[Tensor] = []
         self._shares: list[float] = []
         self._kept: list[float] = []
         self._counts: list[Tensor] = []
 
-    def add(self, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
+    def layer(
+        self,
+        x: Tensor,
+        conv: nn.Module,
+        norm: nn.Module,
+        *,
+        slopes: Tensor | None = None,
+        skip: Tensor | None = None,
+        slope: float = 1.0,
+    ) -> Tensor:
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        if conv in self._weights:
+            weight = self._weights[conv].permute(0, 2, 3, 1)
+            y, mean, variance = conv3x3_stats(x, weight, conv.bias, conv.stride[0])
+        else:
+            y = _conv(x, conv)
+            mean, variance = channel_statistics(y.detach())
+        self._note(norm, mean, variance, y.numel() // y.shape[-1])
+        return batchnorm_act(y, mean, variance, norm.weight, norm.bias, slopes, skip, slope, norm.eps)
+
+    def _note(self, norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, pixels: int) -> None:
         if pixels == 1:
             raise ShapeError("expected more than one value a channel, got 1; take a larger crop or batch")
         assert norm.running_mean is not None
@@ -86,28 +139,30 @@ class _Statistics:
         self._counts.append(norm.num_batches_tracked)
 
     @torch.no_grad()
-    def join(self) -> None:
-        if not self._counts:
-            return
-        torch._foreach_mul_(self._running, self._kept)
-        torch._foreach_add_(self._running, torch._foreach_mul(self._found, self._shares))
-        torch._foreach_add_(self._counts, 1)
+    def end(self) -> None:
+        if self._counts:
+            torch._foreach_mul_(self._running, self._kept)
+            torch._foreach_add_(self._running, torch._foreach_mul(self._found, self._shares))
+            torch._foreach_add_(self._counts, 1)
 
 
 def _generate(network: Generator, lr: Tensor) -> Tensor:
-    seen = _Statistics()
     features = _prelu(_conv(_nhwc(lr), network.head[0]), network.head[1])
+    blocks = [block for block in network.body if isinstance(block, ResidualBlock)]
+    conv, end = network.skip
+    normed = [conv] if isinstance(end, nn.BatchNorm2d) else []
+    if network.config.norm == "batch":
+        normed += [each for block in blocks for each in (block.conv1, block.conv2)]
+    through = _Pass(normed, features.dtype)
     x = features
-    for block in network.body:
-        assert isinstance(block, ResidualBlock)
-        if isinstance(block.norm1, nn.BatchNorm2d):
-            y = _conv_norm(x, block.conv1, block.norm1, seen, slopes=block.prelu.weight)
-            x = _conv_norm(y, block.conv2, block.norm2, seen, skip=x)
+    for block in blocks:
+        if network.config.norm == "batch":
+            y = through.layer(x, block.conv1, block.norm1, slopes=block.prelu.weight)
+            x = through.layer(y, block.conv2, block.norm2, skip=x)
         else:
             x = x + _conv(_prelu(_conv(x, block.conv1), block.prelu), block.conv2)
-    conv, end = network.skip
     if isinstance(end, nn.BatchNorm2d):
-        x = _conv_norm(x, conv, end, seen, skip=features)
+        x = through.layer(x, conv, end, skip=features)
     else:
         y = _conv(x, conv)
         x = features + (_prelu(y, end) if isinstance(end, nn.PReLU) else y)
@@ -115,19 +170,19 @@ def _generate(network: Generator, lr: Tensor) -> Tensor:
         assert isinstance(stage, SubPixelStage)
         x = _prelu(_conv(x, stage.conv), stage.prelu, 2)
     hr = _conv(x, network.output).permute(0, 3, 1, 2)
-    seen.join()
+    through.end()
     return torch.tanh(hr) if network.config.activation == "tanh" else hr
 
 
 def _discriminate(network: Discriminator, image: Tensor) -> Tensor:
-    seen = _Statistics()
     first, first_act, *layers, pool = network.features
     x = first_act(_conv(_nhwc(image), first))
+    through = _Pass(layers[::3], x.dtype)
     for conv, norm, act in zip(layers[::3], layers[1::3], layers[2::3], strict=True):
         assert isinstance(act, nn.LeakyReLU)
-        x = _conv_norm(x, conv, norm, seen, slope=act.negative_slope)
+        x = through.layer(x, conv, norm, slope=act.negative_slope)
     maps = x.permute(0, 3, 1, 2)
-    seen.join()
+    through.end()
     # Maps of the size that it averages to, those of a 96x96 crop, stay as they are.
     pooled = maps if list(maps.shape[2:]) == [pool.output_size] * 2 else pool(maps)
     return network.classifier(pooled)[:, 0]
@@ -146,25 +201,3 @@ def _prelu(x: Tensor, prelu: nn.Module, r: int = 1) -> Tensor:
     """PReLU, with PixelShuffle by r before it; the gradient of a slope that channels share is the sum of theirs."""
     assert isinstance(prelu, nn.PReLU)
     return pixelshuffle_prelu(x, prelu.weight.expand(x.shape[-1] // (r * r)), r)
-
-
-def _conv_norm(
-    x: Tensor,
-    conv: nn.Module,
-    norm: nn.Module,
-    seen: _Statistics,
-    *,
-    slopes: Tensor | None = None,
-    skip: Tensor | None = None,
-    slope: float = 1.0,
-) -> Tensor:
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, nn.BatchNorm2d)
-    if conv.in_channels <= _MOST_INPUTS:
-        weight = conv.weight.to(x.dtype).permute(0, 2, 3, 1)
-        y, mean, variance = conv3x3_stats(x, weight, conv.bias, conv.stride[0])
-    else:
-        y = _conv(x, conv)
-        mean, variance = channel_statistics(y.detach())
-    seen.add(norm, mean, variance, y.numel() // y.shape[-1])
-    return batchnorm_act(y, mean, variance, norm.weight, norm.bias, slopes, skip, slope, norm.eps)
