@@ -62,7 +62,7 @@ NORM = "2x9x7, 64 channels, slope channel, skip"
 NORM_SHARED = "3x3x5, 64 channels, slope shared"
 NORM_LEAKY = "2x7x6, 36 channels, slope 0.2"
 NORM_HARD = "2x5x6, 16 channels, slope channel, mean 30"
-CROPS = "x4, every turn"
+CROPS = "x4, two turns"
 
 # Multi-line changes move whole lines, as an editor would.
 _RESIDUAL_LAST = """\
@@ -312,7 +312,7 @@ MUTATIONS = (
     Mutation("turned the other way", "training_crops", CROPS, "turn % 4", "(8 - turn) % 4"),
     Mutation("border one pixel in", "training_crops", CROPS, "height - 1)", "height - 2)"),
     Mutation("one plane for all", "training_crops", CROPS, "(c * height + row)", "row"),
-    Mutation("one image for all", "training_crops", CROPS, "image * 3", "image * 0"),
+    Mutation("one image for all", "training_crops", CROPS, "tl.load(d_ptr + crop * 4) * 3", "0 * crop"),
     Mutation("last HR pixel unwritten", "training_crops", CROPS, "(p < CROP * CROP)", "(p < CROP * CROP - 1)"),
     Mutation("last LR value unwritten", "training_crops", CROPS, "size * size * 3\n", "size * size * 3 - 1\n"),
     Mutation(

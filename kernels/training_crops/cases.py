@@ -69,7 +69,8 @@ def _strided(draw: Draw) -> Arguments:
 CASES = (
     _case("x4, one LR pixel", [(4, 4)], [(0, 0, 0, 0)], crop=4, scale=4),
     _case("x4, every turn", [(9, 13), (11, 8)], [(t % 2, t % 2, 0, t) for t in range(_TURNS)], crop=8, scale=4),
-    _case("x4, inside of an image", [(60, 64)], [(0, 21, 19, 5)], crop=20, scale=4),
+    _case("x4, two turns", [(9, 13), (11, 8)], [(0, 0, 5, 1), (1, 3, 0, 5)], crop=8, scale=4),
+    _case("x4, inside of an image", [(60, 64)], [(0, 21, 19, 6)], crop=16, scale=4),
     _case("x2, some turns", [(9, 15)], [(0, 1, t, t) for t in (1, 2, 7)], crop=8, scale=2),
     _case("x8, some turns", [(19, 21)], [(0, 3, t, t) for t in (3, 4)], crop=16, scale=8),
     _case(

@@ -5,13 +5,11 @@ import triton.language as tl
 
 
 @triton.jit
-def levels(p_ptr, t_ptr, image, y, x, turn, i, j, c, kept, SIZE):
+def levels(p_ptr, start, height, width, y, x, turn, i, j, c, kept, SIZE):
     """Pixels (i, j) of plane c of a square of SIZE at (y, x) of an image, as it lies after its turn; i and j broadcast.
 
     What lies outside of the square is the image around it, and outside of the image its border pixel.
     """
-    start = tl.load(t_ptr + image * 3)
-    height, width = tl.load(t_ptr + image * 3 + 1), tl.load(t_ptr + image * 3 + 2)
     j = tl.where(turn >= 4, SIZE - 1 - j, j)
     quarter = turn % 4
     up, left = SIZE - 1 - i, SIZE - 1 - j
@@ -42,13 +40,14 @@ def rounded(total, SHIFT: tl.constexpr):
 @triton.jit
 def high(p_ptr, t_ptr, d_ptr, hr_ptr, block, crop, CROP, STEP: tl.constexpr, BP: tl.constexpr):
     """BP HR pixels of a crop, of which a draw names the corner in units of STEP."""
-    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
+    row, turn = t_ptr + tl.load(d_ptr + crop * 4) * 3, tl.load(d_ptr + crop * 4 + 3)
+    start, height, width = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     y, x = tl.load(d_ptr + crop * 4 + 1) * STEP, tl.load(d_ptr + crop * 4 + 2) * STEP
     p = block * BP + tl.arange(0, BP)
     c = tl.arange(0, 4)
     kept = (p < CROP * CROP)[:, None] & (c < 3)[None, :]
     i, j = (p // CROP)[:, None], (p % CROP)[:, None]
-    v = levels(p_ptr, t_ptr, image, y, x, turn, i, j, c[None, :], kept, CROP).to(tl.float32)
+    v = levels(p_ptr, start, height, width, y, x, turn, i, j, c[None, :], kept, CROP).to(tl.float32)
     # Rounded as a division is, which the plain operator is not on a GPU.
     v = tl.div_rn(v, tl.full(v.shape, 127.5, tl.float32)) - 1.0
     tl.store(hr_ptr + (crop * CROP * CROP + p[:, None]) * 3 + c[None, :], v, mask=kept)
@@ -69,14 +68,15 @@ def low(
     BL: tl.constexpr,
 ):
     """BL LR values of a crop: shrunk, or for pairs cut from images of their own."""
-    image, turn = tl.load(d_ptr + crop * 4), tl.load(d_ptr + crop * 4 + 3)
+    row, turn = t_ptr + tl.load(d_ptr + crop * 4) * 3, tl.load(d_ptr + crop * 4 + 3)
+    start, height, width = tl.load(row), tl.load(row + 1), tl.load(row + 2)
     y, x = tl.load(d_ptr + crop * 4 + 1), tl.load(d_ptr + crop * 4 + 2)
     size = CROP // SCALE
     value = block * BL + tl.arange(0, BL)
     q, c = value // 3, value % 3
     kept = value < size * size * 3
     if PAIRS:
-        small = levels(p_ptr, t_ptr, image, y, x, turn, q // size, q % size, c, kept, size)
+        small = levels(p_ptr, start, height, width, y, x, turn, q // size, q % size, c, kept, size)
     else:
         # From the middle of an LR pixel its 4 * SCALE samples reach 3/2 of its side over either edge.
         taps = tl.arange(0, 4 * SCALE)
@@ -84,7 +84,7 @@ def low(
         j = (q % size)[:, None] * SCALE - 3 * SCALE // 2 + taps[None, :]
         rows = tl.zeros([BL, 4 * SCALE], tl.int32)
         for tap in range(4 * SCALE):
-            v = levels(p_ptr, t_ptr, image, y, x, turn, top + tap, j, c[:, None], kept[:, None], CROP)
+            v = levels(p_ptr, start, height, width, y, x, turn, top + tap, j, c[:, None], kept[:, None], CROP)
             rows += cubic(tap, SCALE) * v
         small = rounded(tl.sum(cubic(taps, SCALE)[None, :] * rounded(rows, SHIFT), 1), SHIFT)
     v = tl.div_rn(small.to(tl.float32), tl.full(small.shape, 255.0, tl.float32))
