@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -210,7 +211,9 @@ class EagerStep:
         """The terms of the generator's loss, unweighted, with gradients; `content` where it is under way already."""
         terms: dict[str, Tensor] = {}
         if self.discriminator is not None:
-            terms["adversarial"] = losses.adversarial(self._form(self.discriminator)(sr))
+            with _constant(self.discriminator):
+                logits = self._form(self.discriminator)(sr)
+            terms["adversarial"] = losses.adversarial(logits)
         if content is None:
             content = self.content(sr, hr)
         elif self._aside is not None:
@@ -291,3 +294,19 @@ def restore_random(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for index, one in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(one.cpu(), index)
+
+
+@contextmanager
+def _constant(network: nn.Module) -> Iterator[None]:
+    """Inside, a network's weights are constants: a loss that passes through it has no gradients of them to compute.
+
+    PyTorch's own layers see that from `inputs=` of a backward pass; operators written in Python do not.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_()
