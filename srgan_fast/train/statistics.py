@@ -36,8 +36,10 @@ def reestimated(generator: Generator, count: int, image: Callable[[int], Tensor]
     """
     device = next(generator.parameters()).device
     # Not a deepcopy: where the training network shares statistics with other ranks, this one must not wait for them.
-    copy = Generator(generator.config).to(device)
-    copy.load_state_dict(generator.state_dict())
+    # And not of new weights: drawing them would move the random state.
+    with torch.device("meta"):
+        copy = Generator(generator.config)
+    copy.load_state_dict({key: value.clone() for key, value in generator.state_dict().items()}, assign=True)
     for module in copy.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()

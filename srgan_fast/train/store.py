@@ -239,6 +239,16 @@ def read_pairs(folder: Path, scale: int, smallest: int) -> ImageStore:
     return ImageStore(memory.pixels(), table, lows, skipped=source.skipped)
 
 
+def read_source(source: Path, smallest: int, scale: int | None = None) -> ImageStore:
+    """What a user names as data: a pack, a folder of images, or with a scale a folder of pairs.
+
+    Raises:  UsageError, InputError as the three readers do
+    """
+    if source.suffix == SUFFIX or source.is_file():
+        return open_pack(source, smallest)
+    return read_images(source, smallest) if scale is None else read_pairs(source, scale, smallest)
+
+
 def write_pack(path: Path, pictures: Iterable[tuple[Tensor, Tensor | None]], scale: int = 0) -> str:
     """Write images, or pairs of a scale, as a pack and return their digest; whole or not at all.
 

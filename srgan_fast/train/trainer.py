@@ -34,7 +34,7 @@ from srgan_fast.train.report import environment, rates, write_report
 from srgan_fast.train.statistics import normalises, reestimated, whole_lr
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
 from srgan_fast.train.stop import TimeLimit, stop_requests
-from srgan_fast.train.store import ImageStore, open_pack, read_images, read_pairs
+from srgan_fast.train.store import read_source
 from srgan_fast.train.validation import middle_crops, read_validation, validate
 
 _log = logging.getLogger(__name__)
@@ -103,22 +103,24 @@ class Trainer:
             if self.world.main:
                 made = _make_folder(out)
             found = self._found(resume=resume)
-            self.store = _read_store(data, config)
+            pairs = config.degradation == "pairs"
+            folder = data / "train" if pairs and data.is_dir() else data
+            self.store = read_source(folder, config.crop, config.generator.scale if pairs else None)
             self.batches = Batches(
                 self.store, config, self.device, rank=self.world.rank, ranks=self.world.size, resident=resident
             )
             self._closing.callback(self.batches.close)
-            if validation is None and config.degradation == "pairs" and (data / "val").is_dir():
+            if validation is None and pairs and (data / "val").is_dir():
                 validation = data / "val"
             self.validation = read_validation(validation, config) if validation is not None else []
-            content = _content(config, vgg_weights, squeezenet_weights)
             self._digest = self.store.digest()
             self.position, self.salt, self._in_a_row = 0, 0, 0
             self._saved: int | None = None
             self._seconds = 0.0
             self.summary: dict[str, Any] = {}
             self.initial: dict[str, str] | None = None
-            self.step = self._make_step(found, initial, content, step, kernels)
+            features = vgg_weights if config.content.startswith("vgg") else squeezenet_weights
+            self.step = self._make_step(found, initial, features, step, kernels)
             self.terms: dict[str, float] = {}
             if found is None:
                 self.terms = self._measure_terms()
@@ -230,8 +232,9 @@ class Trainer:
         return self.world.share(found)
 
     def _make_step(
-        self, found: Checkpoint | None, initial: Path | None, content: losses.Content, kind: str, kernels: str
+        self, found: Checkpoint | None, initial: Path | None, features: Path | None, kind: str, kernels: str
     ) -> EagerStep:
+        torch.manual_seed(self.config.seed)
         # Any: networks with statistics of all ranks are modules of torch's own making.
         generator: Any
         if found is None:
@@ -241,6 +244,7 @@ class Trainer:
             generator, self.initial = initial_generator(self.config, initial, first)
         else:
             generator = Generator(self.config.generator)
+        content = _content(self.config, features)
         discriminator: Any = Discriminator() if self.config.stage == "srgan" else None
         if self.config.sync_bn:
             generator = synchronised(generator, self.device)
@@ -305,10 +309,9 @@ class Trainer:
         checkpoint.clean(self.out)
         self._board = Board(self.out / "tensorboard", self.position)
         opened.callback(self._board.close)
-        event = "start" if self._saved is None else "resume"
-        skipped = len(self.store.skipped)
-        self._tell({"event": event, "step": self.position, "salt": self.salt, "terms": self.terms, "skipped": skipped})
-        self._tell({"event": "conditions", "step": self.position, **self._conditions()})
+        event = {"event": "start" if self._saved is None else "resume", "step": self.position, "salt": self.salt}
+        known = {"terms": self.terms, "skipped": len(self.store.skipped), "conditions": self._conditions()}
+        self._tell(event | known)
 
     def _tell(self, *records: Mapping[str, Any]) -> None:
         if self._records is not None:
@@ -445,18 +448,10 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _read_store(data: Path, config: TrainConfig) -> ImageStore:
-    if data.is_file():
-        return open_pack(data, config.crop)
-    if config.degradation == "pairs":
-        return read_pairs(data / "train", config.generator.scale, config.crop)
-    return read_images(data, config.crop)
-
-
-def _content(config: TrainConfig, vgg: Path | None, squeezenet: Path | None) -> losses.Content:
+def _content(config: TrainConfig, features: Path | None) -> losses.Content:
     if config.content == "mse":
         return losses.mse
     if config.content == "squeezenet":
-        return losses.PerceptualLoss(load_squeezenet(squeezenet), config.vgg_reduction)
+        return losses.PerceptualLoss(load_squeezenet(features), config.vgg_reduction)
     layer = {"vgg22": (2, 2), "vgg54": (5, 4)}[config.content]
-    return losses.PerceptualLoss(load_vgg19(*layer, vgg, config.vgg_input), config.vgg_reduction)
+    return losses.PerceptualLoss(load_vgg19(*layer, features, config.vgg_input), config.vgg_reduction)

@@ -13,23 +13,24 @@ from srgan_fast.evaluate.metrics import score
 from srgan_fast.model import Generator
 from srgan_fast.train.config import TrainConfig
 from srgan_fast.train.data import degrade
-from srgan_fast.train.store import read_images, read_pairs
+from srgan_fast.train.store import read_source
 
 Pair = tuple[Tensor, Tensor]
 
 
-def read_validation(folder: Path, config: TrainConfig) -> list[Pair]:
-    """LR and HR of every image in a folder, uint8 on the CPU; LR by the degradation of the run.
+def read_validation(source: Path, config: TrainConfig) -> list[Pair]:
+    """LR and HR of every image in a folder or a pack, uint8 on the CPU; LR by the degradation of the run.
 
-    Raises:  UsageError, InputError for a folder that does not do
+    Raises:  UsageError, InputError for what does not do
     """
     scale = config.generator.scale
     smallest = 11 + 2 * scale  # SSIM's window inside the border that a score leaves out
-    if config.degradation == "pairs":
-        store = read_pairs(folder, scale, smallest)
+    store = read_source(source, smallest, scale if config.degradation == "pairs" else None)
+    if store.lows is not None:
         return [(store.low(index), store.image(index)) for index in range(len(store))]
-    store, pairs = read_images(folder, smallest), []
-    for image in (store.image(index) for index in range(len(store))):
+    pairs = []
+    for index in range(len(store)):
+        image = store.image(index)
         hr = image[:, : image.shape[1] // scale * scale, : image.shape[2] // scale * scale]
         pairs.append((degrade(hr, config), hr))
     return pairs
