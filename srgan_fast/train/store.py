@@ -134,7 +134,8 @@ class Folder:
         if not folder.is_dir():
             raise UsageError(f"expected a folder of training images, got {folder}; name an existing folder")
         self.folder, self.smallest, self.skipped = folder, smallest, list[Skipped]()
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = sorted(p for p in found if not _is_report(p))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -157,6 +158,11 @@ class Folder:
                 f"expected images of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
                 f" ({len(self.skipped)} skipped); add images or lower --crop"
             )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a picture is the curve of a run: its folder may lie among the images."""
+    return path.name == "report.png" and path.with_suffix(".json").is_file()
 
 
 class Pairs:
