@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from training import photos, small
 
 from srgan_fast import weights
@@ -112,6 +113,16 @@ def test_data_that_is_refused_leaves_no_folder(run: Run, tmp_path: Path) -> None
         code, _, err = run("train", tmp_path / data, tmp_path / out, *SHAPE)
         assert (code, err.count("\n")) == (2, 1), err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "kept", "text.pack"]
+
+
+@pytest.mark.usefixtures("small")
+def test_a_gpu_that_is_too_small(run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("srgan_fast.train.step.EagerStep._work", full)
+    code, _, err = run("train", photos, tmp_path / "run", *SHAPE)
+    assert (code, "lower --batch or --crop" in err) == (7, True)
 
 
 @pytest.mark.usefixtures("small")

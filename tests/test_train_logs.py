@@ -187,6 +187,15 @@ def test_the_report_has_the_curve_and_the_numbers(
         assert any(colour == (59, 110, 165) for _, colour in colours)  # a line is there
 
 
+@pytest.mark.parametrize("values", [[], [0.0], [0.5, 0.25, 0.0], [None, 0.5], [0.5] * 3])
+def test_any_run_can_be_drawn(tmp_path: Path, values: list[float | None]) -> None:
+    steps = [{"step": step, "content": value} for step, value in enumerate(values, 1)]
+    events = [{"event": "start", "step": 0}, {"event": "rollback", "step": 2}]
+    DRAW(steps, events, tmp_path / "report.png")
+    with Image.open(tmp_path / "report.png") as picture:
+        assert picture.width == 880
+
+
 def test_a_report_without_matplotlib(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

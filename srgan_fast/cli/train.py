@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from srgan_fast.errors import UsageError
+from srgan_fast.errors import MemoryBudgetError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.train.trainer import Trainer
@@ -104,42 +104,54 @@ def train(
         raise UsageError(f"{error}; change --blocks or --width") from error
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
 
-    from srgan_fast.cli.progress import Progress
+    from torch import OutOfMemoryError
+
     from srgan_fast.train.trainer import Trainer
 
-    with closing(
-        Trainer(
-            config,
-            data,
-            out,
-            name=name,
-            resume=resume,
-            initial=init,
-            validation=validation,
-            vgg_weights=vgg_weights,
-            squeezenet_weights=squeezenet_weights,
-            save_every=save_every,
-            validate_every=validate_every,
-            device=device,
-            step=step,
-            kernels=kernels,
-            time_limit_s=time_limit,
-            log_every=log_every,
-            resident=_RESIDENT[data_on],
-        )
-    ) as trainer:
-        if not trainer.world.main:
-            # One rank speaks for all; what is wrong with another one still ends it with its line.
-            logging.getLogger("srgan_fast").setLevel(logging.ERROR)
-            trainer.run()
-            return
-        _introduce(trainer)
-        with Progress(config.steps, trainer.position) as progress:
-            path = trainer.run(progress)
-        if path is None:
-            again = "the same command" if resume else "the same command with --resume"
-            print(f"the time limit came at step {trainer.position} of {config.steps}, saved in {out}; {again} goes on")
-            return
+    try:
+        with closing(
+            Trainer(
+                config,
+                data,
+                out,
+                name=name,
+                resume=resume,
+                initial=init,
+                validation=validation,
+                vgg_weights=vgg_weights,
+                squeezenet_weights=squeezenet_weights,
+                save_every=save_every,
+                validate_every=validate_every,
+                device=device,
+                step=step,
+                kernels=kernels,
+                time_limit_s=time_limit,
+                log_every=log_every,
+                resident=_RESIDENT[data_on],
+            )
+        ) as trainer:
+            _run(trainer, again="the same command" if resume else "the same command with --resume")
+    except OutOfMemoryError as error:
+        raise MemoryBudgetError(
+            "the GPU has not enough memory for this run; lower --batch or --crop, or give --data-on host"
+        ) from error
+
+
+def _run(trainer: Trainer, again: str) -> None:
+    from srgan_fast.cli.progress import Progress
+
+    if not trainer.world.main:
+        # One rank speaks for all; what ends another one is still said.
+        logging.getLogger("srgan_fast").setLevel(logging.ERROR)
+        trainer.run()
+        return
+    _introduce(trainer)
+    steps = trainer.config.steps
+    with Progress(steps, trainer.position) as progress:
+        path = trainer.run(progress)
+    if path is None:
+        print(f"the time limit came at step {trainer.position} of {steps}, saved in {trainer.out}; {again} goes on")
+    else:
         _conclude(trainer, path)
 
 

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import platform
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,9 +94,11 @@ def draw(steps: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(1, panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, losses, strict=False):
-        axis.plot(*thinned([(line["step"], line[name]) for line in steps]), color="#3b6ea5", linewidth=1)
+        where, values = thinned([(line["step"], line[name]) for line in steps])
+        axis.plot(where, values, color="#3b6ea5", linewidth=1)
         axis.set_ylabel(name)
-        axis.set_yscale("log")
+        if min(values, default=0) > 0:
+            axis.set_yscale("log")
     if validated:
         points = [(line["step"], line["val_psnr_db"]) for line in validated]
         axes[-1].plot(*zip(*points, strict=True), color="#3b6ea5", marker=".")
@@ -108,8 +109,7 @@ def draw(steps: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
                 axis.axvline(event["step"], color="#b5402c", linewidth=0.8)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
-    with warnings.catch_warnings(), atomic(path) as file:
-        warnings.simplefilter("ignore")  # an axis without a positive value, or a single point
+    with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
