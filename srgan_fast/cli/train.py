@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from srgan_fast.errors import UsageError
+from srgan_fast.errors import MemoryBudgetError, UsageError
+
+if TYPE_CHECKING:
+    from srgan_fast.train.trainer import Trainer
+
+_RESIDENT = {"auto": None, "device": True, "host": False}
 
 
 def train(
     data: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ and val/ pairs.", readable=False),
+        typer.Argument(metavar="IMAGES", help="A folder of HR images or pairs, or a .pack.", readable=False),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.", readable=False)],
     preset: Annotated[str, typer.Option(help="A recipe; see the README.")] = "paper-srresnet-mse",
@@ -44,6 +51,21 @@ def train(
     width: Annotated[int | None, typer.Option(help="Feature maps, instead of the preset's.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
     validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
+    log_every: Annotated[
+        int | None, typer.Option(help="Steps between two looks at the losses.", show_default="1, on a GPU 50")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Save and stop after so long; --resume goes on.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    step: Annotated[str, typer.Option(help="How a step runs: auto, eager, or graph (one CUDA graph).")] = "auto",
+    kernels: Annotated[str, typer.Option(help="The training kernels: auto, on or off.")] = "auto",
+    data_on: Annotated[
+        str, typer.Option(help="Where the images are held: auto, device, or host (read ahead from there).")
+    ] = "auto",
+    sync_bn: Annotated[
+        bool, typer.Option("--sync-bn", help="Batch normalisation over the GPUs of all ranks (see torchrun).")
+    ] = False,
 ) -> None:
     """Train SRResNet or SRGAN by a preset; Ctrl-C saves, --resume goes on as if nothing had happened."""
     from srgan_fast.train.config import PRESETS
@@ -66,9 +88,13 @@ def train(
     for option, (value, allowed) in choices.items():
         if value is not None and value not in allowed:
             raise UsageError(f"expected --{option.replace('_', '-')} out of {', '.join(allowed)}, got {value!r}")
+    ways = {"--step": (step, ("auto", "eager", "graph")), "--kernels": (kernels, ("auto", "on", "off"))}
+    for flag, (word, known) in (ways | {"--data-on": (data_on, tuple(_RESIDENT))}).items():
+        if word not in known:
+            raise UsageError(f"expected {flag} out of {', '.join(known)}, got {word!r}")
     chosen: dict[str, Any] = {option: value for option, (value, _) in choices.items()}
     chosen |= {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
-    chosen |= {"clip": clip, "seed": seed, "adversarial_weight": adversarial_weight}
+    chosen |= {"clip": clip, "seed": seed, "adversarial_weight": adversarial_weight, "sync_bn": sync_bn or None}
     shape: dict[str, Any] = {
         key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None
     }
@@ -78,44 +104,88 @@ def train(
         raise UsageError(f"{error}; change --blocks or --width") from error
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from torch import OutOfMemoryError
 
     from srgan_fast.train.trainer import Trainer
 
-    trainer = Trainer(
-        config,
-        data,
-        out,
-        name=name,
-        resume=resume,
-        initial=init,
-        validation=validation,
-        vgg_weights=vgg_weights,
-        squeezenet_weights=squeezenet_weights,
-        save_every=save_every,
-        validate_every=validate_every,
-    )
-    console = Console(stderr=True)
-    counts = f"{len(trainer.batches.store)} images, {len(trainer.skipped)} skipped"
-    print(f"{counts}; step {trainer.position} of {config.steps}")
-    for skipped in trainer.skipped[:5]:
-        print(f"skipped {skipped.path.name}: {skipped.reason}")
+    try:
+        with closing(
+            Trainer(
+                config,
+                data,
+                out,
+                name=name,
+                resume=resume,
+                initial=init,
+                validation=validation,
+                vgg_weights=vgg_weights,
+                squeezenet_weights=squeezenet_weights,
+                save_every=save_every,
+                validate_every=validate_every,
+                device=device,
+                step=step,
+                kernels=kernels,
+                time_limit_s=time_limit,
+                log_every=log_every,
+                resident=_RESIDENT[data_on],
+            )
+        ) as trainer:
+            _run(trainer, again="the same command" if resume else "the same command with --resume")
+    except OutOfMemoryError as error:
+        raise MemoryBudgetError(
+            "the GPU has not enough memory for this run; lower --batch or --crop, or give --data-on host"
+        ) from error
+
+
+def _run(trainer: Trainer, again: str) -> None:
+    from srgan_fast.cli.progress import Progress
+
+    if not trainer.world.main:
+        # One rank speaks for all; what ends another one is still said.
+        logging.getLogger("srgan_fast").setLevel(logging.ERROR)
+        trainer.run()
+        return
+    _introduce(trainer)
+    steps = trainer.config.steps
+    with Progress(steps, trainer.position) as progress:
+        path = trainer.run(progress)
+    if path is None:
+        print(f"the time limit came at step {trainer.position} of {steps}, saved in {trainer.out}; {again} goes on")
+    else:
+        _conclude(trainer, path)
+
+
+def _introduce(trainer: Trainer) -> None:
+    """What the run is made of, before the first step."""
+    skipped = trainer.store.skipped
+    print(f"{len(trainer.store)} images, {len(skipped)} skipped; step {trainer.position} of {trainer.config.steps}")
+    for one in skipped[:5]:
+        print(f"skipped {one.path.name}: {one.reason}")
+    step, world = trainer.step, trainer.world
+    ranks = f", rank 0 of {world.size}" if world.size > 1 else ""
+    where = "held there" if trainer.batches.resident else "read ahead from the host"
+    print(f"step {step.kind}{' with kernels' if step.kernels else ''} on {step.device}{ranks}; images {where}")
     total = sum(trainer.terms.values())
     shares = ", ".join(
         f"{key} {value:.3e} ({value / total:.1%})" if total else f"{key} 0" for key, value in trainer.terms.items()
     )
-    print(f"weighted loss terms over ten batches before training: {shares}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=config.steps, completed=trainer.position)
+    print(f"weighted loss terms over ten batches before training: {shares}", flush=True)
 
-        def show(step: int, terms: dict[str, float]) -> None:
-            said = " ".join(f"{key} {value:.5f}" for key, value in terms.items())
-            bar.update(task, completed=step, description=said)
 
-        path = trainer.run(show)
-    print(f"trained {config.steps} steps -> {path}")
+def _conclude(trainer: Trainer, path: Path) -> None:
+    """What came out of the run, after the last step."""
+    summary = trainer.summary
+    scores, statistics = summary["scores"], summary["statistics"]
+    if statistics:
+        effect = ""
+        if scores:
+            effect = f": validation {statistics['val_psnr_db_before']:.3f} -> {statistics['val_psnr_db']:.3f} dB"
+        print(f"batch statistics estimated anew on {statistics['images']} whole images{effect}")
+    if scores:
+        print(f"validation: {scores['val_psnr_db']:.3f} dB, SSIM {scores['val_ssim']:.4f} (y601)")
+    if "images_per_s" in summary:
+        print(f"{summary['images_per_s']:.1f} images/s, the loader took {summary['loader_share']:.1%} of it")
+    print(f"trained {trainer.config.steps} steps -> {path}; report in {trainer.out / 'report.md'}")
 
 
 def _holds_pairs(data: Path) -> bool:

@@ -22,12 +22,16 @@ class Board:
     """
 
     def __init__(self, folder: Path, start: int) -> None:
+        self._folder = folder
         # Any: the writer comes from a package that need not be there.
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
-            from torch.utils.tensorboard import SummaryWriter
+            self._writer = self._written_from(start)
 
-            self._writer = SummaryWriter(str(folder), purge_step=start)
+    def _written_from(self, step: int) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._folder), purge_step=step)
 
     @property
     def open(self) -> bool:
@@ -44,6 +48,12 @@ class Board:
         if self.open:
             self._write("add_image", "samples", sample_grid(lr, sr, hr), step)
 
+    def go_back(self, step: int) -> None:
+        """Drop what was written of later steps: the run went back to this one."""
+        if self.open:
+            self.close()
+            self._writer = self._written_from(step)
+
     def close(self) -> None:
         """Write out what is pending."""
         self._write("close")
@@ -54,7 +64,7 @@ class Board:
         try:
             getattr(self._writer, method)(*arguments)
         except OSError as error:
-            # Curves are a convenience: log.jsonl has the same numbers, and the run is worth more than its picture.
+            # Curves are a convenience: train.jsonl has the same numbers, and the run is worth more than its picture.
             _log.warning("TensorBoard stops here: cannot write its files: %s", error.strerror)
             self._writer = None
 

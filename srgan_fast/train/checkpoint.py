@@ -6,7 +6,9 @@ import hashlib
 import io
 import logging
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,65 @@ from srgan_fast.errors import CheckpointError, OutputError
 from srgan_fast.train.config import TrainConfig
 
 _log = logging.getLogger(__name__)
-_MAGIC = b"srgan-fast checkpoint 2\n"
+_KIND = b"srgan-fast checkpoint "
+_MAGIC = _KIND + b"3\n"
+# Written before there were GPUs, ranks and rollbacks; all else is the same.
+_OLDER = _KIND + b"2\n"
 _KEPT = 2
+# What may change when a run goes on, because it is how a run is lengthened or saved from diverging.
+_FREE = {"steps", "precision", "learning_rate", "final_learning_rate", "clip"}
 
 
-def conditions(config: TrainConfig) -> dict[str, Any]:
-    """What bit-for-bit equality of a resumed run rests on."""
-    return {
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
-        "precision": config.precision,
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-    }
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state before step `step`: what the next step depends on, and the conditions that its bits rest on.
+
+    `salt` is the number of rollbacks before it, which the draws of the batches depend on.
+    """
+
+    step: int
+    salt: int
+    state: dict[str, Any]
+    config: dict[str, Any]
+    conditions: dict[str, Any]
 
 
-def save(folder: Path, step: int, state: dict[str, Any], config: TrainConfig) -> Path:
-    """Write the state before step `step`, and drop all but the newest two checkpoints.
+def conditions(device: torch.device, precision: str, ranks: int, step: str, *, kernels: bool) -> dict[str, Any]:
+    """What bit-for-bit equality of a resumed run rests on; `precision` is the one in use, never auto."""
+    found: dict[str, Any] = {"torch": str(torch.__version__), "precision": precision}
+    if device.type == "cuda":
+        found["device"] = torch.cuda.get_device_name(device)
+    else:
+        capability = torch.backends.cpu.get_cpu_capability()
+        found |= {"device": "cpu", "cpu": capability, "threads": torch.get_num_threads()}
+    return found | {"ranks": ranks, "step": step, "kernels": kernels}
+
+
+def save(folder: Path, content: Checkpoint) -> Path:
+    """Write a checkpoint, and drop all but it and the newest before it.
 
     Raises:  OutputError if it cannot be written; the checkpoints before it are kept
     """
     buffer = io.BytesIO()
-    torch.save({"step": step, "state": state, "config": asdict(config), "conditions": conditions(config)}, buffer)
-    content = buffer.getvalue()
-    path = folder / f"step_{step:08d}.ckpt"
+    torch.save({name: getattr(content, name) for name in Checkpoint.__dataclass_fields__}, buffer)
+    data = buffer.getvalue()
+    path = folder / f"step_{content.step:08d}.ckpt"
     part = folder / f".{path.name}.part"
     try:
         with part.open("wb") as file:
-            file.write(_MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+            file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
         _sync(folder)
-        for old in checkpoints(folder)[:-_KEPT]:
-            old.unlink()
+        # What is newer than this one could not be read, or this run would have gone on from it.
+        good = [other for other in checkpoints(folder) if other.name <= path.name]
+        for other in set(checkpoints(folder)) - set(good[-_KEPT:]):
+            other.unlink()
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}; make room and resume") from error
     return path
 
@@ -60,28 +86,70 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.ckpt"))
 
 
-def load(folder: Path, config: TrainConfig) -> tuple[int, dict[str, Any]]:
-    """The newest checkpoint that is whole: the step to go on with, and the state.
+def clean(folder: Path) -> None:
+    """Remove the half-written files of a run that was killed; only for who has the folder to itself."""
+    with suppress(OSError):  # they take room and do no other harm
+        for part in folder.glob(".*.part"):
+            part.unlink()
 
-    Raises:  CheckpointError if there is none, or if it belongs to another run
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that is whole; those that are not are named in the log.
+
+    Raises:  CheckpointError if one cannot be read at all
     """
     for path in reversed(checkpoints(folder)):
-        content = _read(path)
-        if content is None:
-            _log.warning("%s is damaged, or of another version of srgan-fast; the one before it is taken", path.name)
-            continue
-        changed = [key for key, value in asdict(config).items() if _plain(content["config"].get(key)) != _plain(value)]
-        if set(changed) - {"steps", "precision"}:
-            raise CheckpointError(f"{path} is of a run with another {', '.join(changed)}; start a new folder")
-        if "steps" in changed and config.decay != "none":
-            was = content["config"]["steps"]
-            _log.warning("the rate falls over %d steps instead of %d from here on: another run", config.steps, was)
-        now = conditions(config)
-        if now != content["conditions"]:
-            different = ", ".join(key for key in now if now[key] != content["conditions"].get(key))
-            _log.warning("resumed under another %s: equal in value, not in bits", different)
-        return content["step"], content["state"]
-    raise CheckpointError(f"expected a checkpoint in {folder}, found none that is whole; start without --resume")
+        found = _read(path)
+        if isinstance(found, Checkpoint):
+            return found
+        _log.warning("%s %s; the one before it is taken", path.name, found)
+    return None
+
+
+def check(found: Checkpoint, config: TrainConfig) -> None:
+    """Refuse the checkpoint of another run, and say what goes on in another way than it began.
+
+    Raises:  CheckpointError if it belongs to another run
+    """
+    # A choice that came after it was written was made as the default is.
+    was = {key: _plain(value) for key, value in (asdict(TrainConfig()) | found.config).items()}
+    changed = [key for key, value in asdict(config).items() if was[key] != _plain(value)]
+    other = sorted(set(changed) - _FREE)
+    if other:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} is of a run with another {', '.join(other)}; give what that run had,"
+            " or start a new folder"
+        )
+    if "steps" in changed and config.decay != "none":
+        _log.warning("the rate falls over %d steps instead of %d from here on: another run", config.steps, was["steps"])
+    for key in sorted(set(changed) - {"steps", "precision"}):
+        _log.warning("%s is %s instead of %s from here on: another run", key, getattr(config, key), was[key])
+
+
+def differences(found: Checkpoint, now: Mapping[str, Any]) -> str:
+    """What a resumed run has another of than the run before; empty where it goes on bit for bit."""
+    was = found.conditions
+    keys = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
+    return ", ".join(f"{key} ({was.get(key, 'unknown')} before, {now.get(key, 'none')} now)" for key in keys)
+
+
+def _read(path: Path) -> Checkpoint | str:
+    """The checkpoint, or what is the matter with it."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    start = len(_MAGIC) + 65
+    if not data.startswith((_MAGIC, _OLDER)):
+        return "is of another version of srgan-fast" if data.startswith(_KIND) else "is damaged"
+    if hashlib.sha256(data[start:]).hexdigest().encode() != data[start - 65 : start - 1]:
+        return "is damaged"
+    content: dict[str, Any] = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
+    if data.startswith(_OLDER):
+        content["salt"] = 0
+        content["state"]["random"] = {"cpu": content["state"]["random"], "cuda": []}
+        content["state"]["seconds"] = 0.0
+    return Checkpoint(**content)
 
 
 def _sync(folder: Path) -> None:
@@ -94,19 +162,5 @@ def _sync(folder: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
+    """As it comes back from a file."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    start = len(_MAGIC) + 65
-    if (
-        data[: len(_MAGIC)] != _MAGIC
-        or hashlib.sha256(data[start:]).hexdigest().encode() != data[start - 65 : start - 1]
-    ):
-        return None
-    content: dict[str, Any] = torch.load(io.BytesIO(data[start:]), map_location="cpu", weights_only=True)
-    return content

@@ -23,7 +23,8 @@ class TrainConfig:
 
     `decay` says how the learning rate goes from `learning_rate` to `final_learning_rate`: in one drop at half of the
     steps, as the paper does for SRGAN, or along a half cosine. `degradation` says where LR comes from: made from HR by
-    one of two kernels, or read from a folder of pairs.
+    one of two kernels, or read from a folder of pairs. `batch` is that of all ranks together; with `sync_bn` batch
+    normalisation looks at all of it, else at the rows of each rank.
     """
 
     stage: Literal["srresnet", "srgan"] = "srresnet"
@@ -45,6 +46,7 @@ class TrainConfig:
     clip: float = 0.0
     init: Literal["torch", "interpolating"] = "torch"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    sync_bn: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

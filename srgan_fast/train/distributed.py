@@ -8,6 +8,8 @@ the backward still runs.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,13 +18,15 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed import ReduceOp
+from torch.distributed import PrefixStore, ReduceOp, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from srgan_fast.errors import BackendUnavailable, DistributedError, UsageError
 
 T = TypeVar("T")
 # Bytes of gradients that travel together: large enough for the rate of the link, small enough to start early.
 _BUCKET_BYTES = 4 * 2**20
+_LOOK_S = 0.02
 _TIMEOUT = "SRGAN_FAST_TIMEOUT_S"
 
 
@@ -221,13 +225,43 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
         return ALONE, chosen
     timeout = _timeout(os.environ.get(_TIMEOUT, "600"))
     with _talking(f"joining a world of {world.size}"):
+        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
         distributed.init_process_group(
             "gloo" if chosen.type == "cpu" else "cpu:gloo,cuda:nccl",
+            store=_own(store, world, timeout),
             timeout=timeout,
             rank=world.rank,
             world_size=world.size,
         )
     return world, chosen
+
+
+def _own(store: Store, world: World, timeout: timedelta) -> Store:
+    """A part of the store that no rank before these has written to.
+
+    torchrun keeps one store through all restarts: the address that a dead rank left there would be taken for that of
+    its successor. Rank 0 makes up a name and tells it to whoever is here now, until all have heard it.
+    """
+    me = os.urandom(8).hex()
+    if not world.main:
+        store.set(f"here/{world.rank}", me)
+        store.wait([f"told/{me}"], timeout)
+        name = store.get(f"told/{me}").decode()
+        store.set(f"{name}/{world.rank}", "heard")
+        return PrefixStore(name, store)
+    waiting, end = set(range(1, world.size)), time.monotonic() + timeout.total_seconds()
+    while waiting:
+        for rank in list(waiting):
+            if store.check([f"{me}/{rank}"]):
+                waiting.remove(rank)
+            elif store.check([f"here/{rank}"]):  # perhaps by one that is dead: asked again until one answers
+                store.set(f"told/{store.get(f'here/{rank}').decode()}", me)
+        if waiting and time.monotonic() > end:
+            raise RuntimeError(
+                f"no word of rank {', '.join(map(str, sorted(waiting)))} in {timeout.total_seconds():g} s"
+            )
+        time.sleep(_LOOK_S)
+    return PrefixStore(me, store)
 
 
 def leave(world: World) -> None:
@@ -308,7 +342,8 @@ def _talking(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # Without the place in gloo's sources, and without its advice.
+        cause = re.sub(r"\[\S+:\d+\] ", "", str(error).strip()).partition("\n")[0].partition(". ")[0]
         raise DistributedError(
             f"another rank is gone or silent, found when {what}: {cause}; look at what ended first, and go on"
             " from the last checkpoint (torchrun --max-restarts does)"

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from srgan_fast import weights
+from srgan_fast.errors import UsageError
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.train.config import TrainConfig
+
+_log = logging.getLogger(__name__)
+
+
+def initial_generator(
+    config: TrainConfig, source: Path | None, batches: Iterable[Tensor]
+) -> tuple[Generator, dict[str, str] | None]:
+    """The network as training finds it, and whose weights those are: name and digest, or None for fresh ones.
+
+    `batches` of lr are taken where the source has no batch normalisation and the config has.
+
+    Raises:  UsageError for weights of another network
+    """
+    if source is None:
+        generator = Generator(config.generator)
+        if config.init == "interpolating":
+            interpolating_init(generator)
+        return generator, None
+    model = weights.load(source)
+    network = model.network
+    if isinstance(network, Generator) and network.config == config.generator:
+        generator = network.train().requires_grad_()
+    elif isinstance(network, Generator) and can_normalise(network.config, config.generator):
+        _log.warning("%s has no batch normalisation: it is added, with the statistics of ten batches", source.name)
+        generator = normalised(network, config.generator, batches)
+    else:
+        raise UsageError(f"expected --init to be a generator of {config.generator}, got {model.info.config}")
+    return generator, {"name": model.info.name, "digest": model.info.digest}
 
 
 @torch.no_grad()

@@ -134,7 +134,8 @@ class Folder:
         if not folder.is_dir():
             raise UsageError(f"expected a folder of training images, got {folder}; name an existing folder")
         self.folder, self.smallest, self.skipped = folder, smallest, list[Skipped]()
-        self.paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        self.paths = sorted(p for p in found if not _is_report(p))
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -157,6 +158,11 @@ class Folder:
                 f"expected images of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
                 f" ({len(self.skipped)} skipped); add images or lower --crop"
             )
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a picture is the curve of a run: its folder may lie among the images."""
+    return path.name == "report.png" and path.with_suffix(".json").is_file()
 
 
 class Pairs:
@@ -237,6 +243,16 @@ def read_pairs(folder: Path, scale: int, smallest: int) -> ImageStore:
     offset, _, _ = memory.add(small.pixels().view(1, 1, -1))
     lows[:, 0] += offset
     return ImageStore(memory.pixels(), table, lows, skipped=source.skipped)
+
+
+def read_source(source: Path, smallest: int, scale: int | None = None) -> ImageStore:
+    """What a user names as data: a pack, a folder of images, or with a scale a folder of pairs.
+
+    Raises:  UsageError, InputError as the three readers do
+    """
+    if source.suffix == SUFFIX or source.is_file():
+        return open_pack(source, smallest)
+    return read_images(source, smallest) if scale is None else read_pairs(source, scale, smallest)
 
 
 def write_pack(path: Path, pictures: Iterable[tuple[Tensor, Tensor | None]], scale: int = 0) -> str:

@@ -1,0 +1,66 @@
+"""The progress of a run: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+# Seconds between two lines where there is no terminal: a log of a night has some hundreds.
+_LINE_S = 60.0
+# The terms worth a place in one line; the log has all.
+_SHOWN = ("content", "adversarial", "discriminator")
+
+
+class Progress:
+    """Losses, images a second, the last validation, and the time that is left; called with each step of a run."""
+
+    def __init__(self, steps: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._steps, self._first, self._clock = steps, done, clock
+        self._began = self._told = clock()
+        self._psnr_db: float | None = None
+        console = Console(stderr=True)
+        self._bar = Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
+        self._task = self._bar.add_task("", total=steps, completed=done)
+        self._live = console.is_terminal
+
+    def __enter__(self) -> Progress:
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._live:
+            self._bar.stop()
+
+    def __call__(self, step: int, record: Mapping[str, Any]) -> None:
+        """Show a step and its line of the log."""
+        self._psnr_db = record.get("val_psnr_db", self._psnr_db)
+        if self._live:
+            self._bar.update(self._task, completed=step, description=self.line(step, record))
+        elif self._clock() - self._told >= _LINE_S:
+            self._told = self._clock()
+            print(f"step {step} of {self._steps}: {self.line(step, record)}", file=sys.stderr, flush=True)
+
+    def line(self, step: int, record: Mapping[str, Any]) -> str:
+        """Time left, losses, speed, score."""
+        done = step - self._first
+        left_s = (self._clock() - self._began) / done * (self._steps - step) if done > 0 else 0.0
+        said = [f"{_clock_time(left_s)} left"]
+        said += [f"{name} {record[name]:.5f}" for name in _SHOWN if name in record]
+        said.append(f"{record['images_per_s']:.1f} images/s")
+        if self._psnr_db is not None:
+            said.append(f"validation {self._psnr_db:.3f} dB")
+        return ", ".join(said)
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,55 @@
+"""Requests to stop a run: Ctrl-C, SIGTERM, and a limit of time."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from srgan_fast.errors import UsageError
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at between steps; a second Ctrl-C stops at once.
+
+    SIGTERM never counts as the second: a launcher passes it on to its ranks after the Ctrl-C that they have had.
+    """
+    asked = False
+    pressed = 0
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked, pressed
+        asked = True
+        pressed += number == signal.SIGINT
+        if number == signal.SIGINT and pressed > 1:
+            raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever embeds us handles signals
+        before = {}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class TimeLimit:
+    """A number of seconds from now on, or none.
+
+    Raises:  UsageError for what is no number above 0
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        if seconds is not None and not seconds > 0:
+            raise UsageError(f"expected a time limit above 0 seconds, got {seconds}")
+        self._end = None if seconds is None else time.monotonic() + seconds
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is over."""
+        return self._end is not None and time.monotonic() >= self._end

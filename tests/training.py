@@ -1,0 +1,51 @@
+"""Runs for tests: small photographs, a small recipe, networks that take milliseconds a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srgan_fast import weights
+from srgan_fast.model import Discriminator, Generator, GeneratorConfig
+from srgan_fast.train import report
+from srgan_fast.train import trainer as trainer_module
+from srgan_fast.train.config import TrainConfig
+
+TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=60, precision="fp32")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, a discriminator of 4 feature maps, and no picture in the report: it would take most of the time."""
+    monkeypatch.setattr(report, "draw", lambda *_: None)
+    monkeypatch.setattr(trainer_module, "Discriminator", lambda: Discriminator(width=4))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three photographs of unlike sizes, one that is too small and one that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (8, 9, 3), dtype=np.uint8))
+        coarse.resize((60 + index, 48)).save(folder / f"{index}.png")
+    Image.new("RGB", (20, 90)).save(folder / "narrow.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG nonsense")
+    return folder
+
+
+def start_of(folder: Path, config: TrainConfig) -> Path:
+    """Weights that an srgan run can start from."""
+    path = folder / "start.safetensors"
+    torch.manual_seed(3)
+    weights.save(path, Generator(config.generator), name="start", recipe={})
+    return path
