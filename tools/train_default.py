@@ -113,7 +113,7 @@ def _content(asked: argparse.Namespace) -> tuple[str, ...]:
         return ("--content", "vgg54", "--vgg-weights", str(asked.vgg_weights))
     if asked.squeezenet_weights is not None:
         named = ("--content", "squeezenet", "--squeezenet-weights", str(asked.squeezenet_weights))
-        return (*named, "--vgg-reduction", "mean", "--adversarial-weight", "0.1")
+        return (*named, "--vgg-reduction", "mean", "--adversarial-weight", "0.3", "--pixel-weight", "1000")
     sys.exit("train_default: srgan_x4 needs a perceptual loss; give --vgg-weights or --squeezenet-weights")
 
 
