@@ -24,8 +24,8 @@ class TrainConfig:
     `decay` says how the learning rate goes from `learning_rate` to `final_learning_rate`: in one drop at half of the
     steps, as the paper does for SRGAN, or along a half cosine. `degradation` says where LR comes from: made from HR by
     one of two kernels, or read from a folder of pairs. `batch` is that of all ranks together; with `sync_bn` batch
-    normalisation looks at all of it, else at the rows of each rank. `pixel_weight` adds the MSE, so weighted, to a loss of
-    features, which the paper does not: features poorer than VGG's leave patterns in the picture, which it keeps down.
+    normalisation looks at all of it, else at the rows of each rank. `pixel_weight` adds the MSE, so weighted, to a loss
+    of features, which the paper does not: features poorer than VGG's leave patterns in the picture; it keeps them down.
     """
 
     stage: Literal["srresnet", "srgan"] = "srresnet"
