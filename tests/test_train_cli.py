@@ -121,7 +121,7 @@ def test_a_gpu_that_is_too_small(run: Run, photos: Path, tmp_path: Path, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("srgan_fast.train.step.EagerStep._work", full)
-    code, _, err = run("train", photos, tmp_path / "run", *SHAPE)
+    code, _, err = run("train", photos, tmp_path / "run", *SHAPE, "--steps", 2)
     assert (code, "lower --batch or --crop" in err) == (7, True)
 
 
@@ -133,6 +133,17 @@ def test_a_pack_trains_like_its_folder(run: Run, photos: Path, tmp_path: Path) -
         assert code == 0, err
     one, two = (weights.load(tmp_path / out / "model.safetensors").info for out in ("one", "two"))
     assert one.digest == two.digest
+
+
+@pytest.mark.usefixtures("small")
+def test_a_pack_of_pairs_trains_by_the_preset_for_pairs(run: Run, tmp_path: Path) -> None:
+    high = torch.arange(3 * 40 * 48).view(3, 40, 48).to(torch.uint8)
+    write_pack(tmp_path / "pairs.pack", [(high, high[:, ::2, ::2])], scale=2)
+    code, out, err = run(
+        "train", tmp_path / "pairs.pack", tmp_path / "run", "--preset", "kaggle-blur-x2", *SHAPE, "--steps", 1
+    )
+    assert code == 0, err
+    assert "LR is read" in out
 
 
 class Job:
