@@ -29,6 +29,7 @@ FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What an example would take hours for, made short by options behind its own.
 SHORTER = {
     "train": ("--steps", 2, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
+    "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
 }
 

@@ -121,7 +121,7 @@ def test_a_gpu_that_is_too_small(run: Run, photos: Path, tmp_path: Path, monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("srgan_fast.train.step.EagerStep._work", full)
-    code, _, err = run("train", photos, tmp_path / "run", *SHAPE)
+    code, _, err = run("train", photos, tmp_path / "run", *SHAPE, "--steps", 2)
     assert (code, "lower --batch or --crop" in err) == (7, True)
 
 
@@ -133,6 +133,17 @@ def test_a_pack_trains_like_its_folder(run: Run, photos: Path, tmp_path: Path) -
         assert code == 0, err
     one, two = (weights.load(tmp_path / out / "model.safetensors").info for out in ("one", "two"))
     assert one.digest == two.digest
+
+
+@pytest.mark.usefixtures("small")
+def test_a_pack_of_pairs_trains_by_the_preset_for_pairs(run: Run, tmp_path: Path) -> None:
+    high = torch.arange(3 * 40 * 48).view(3, 40, 48).to(torch.uint8)
+    write_pack(tmp_path / "pairs.pack", [(high, high[:, ::2, ::2])], scale=2)
+    code, out, err = run(
+        "train", tmp_path / "pairs.pack", tmp_path / "run", "--preset", "kaggle-blur-x2", *SHAPE, "--steps", 1
+    )
+    assert code == 0, err
+    assert "LR is read" in out
 
 
 class Job:
@@ -159,7 +170,10 @@ class Job:
         """Send a signal if one is given; the exit code and what was printed."""
         if number is not None:
             self.process.send_signal(number)
-        out, _ = self.process.communicate(timeout=120)
+        try:
+            out, _ = self.process.communicate(timeout=300)
+        finally:
+            self.process.kill()  # nothing where it has ended
         return self.process.returncode, out
 
 
@@ -183,7 +197,7 @@ def test_a_signal_saves_and_ends_with_130(photos: Path, tmp_path: Path, number: 
 @pytest.mark.parametrize(("save_every", "stage"), [(1, "srresnet"), (4, "srgan")])
 def test_kill_9_at_any_moment_changes_nothing(photos: Path, tmp_path: Path, save_every: int, stage: str) -> None:
     """With a checkpoint a step most kills meet one being written. 20 kills with `make soak`, 3 otherwise."""
-    kills, steps = (20, 2000) if SOAK else (3, 240)
+    kills, steps = (20, 600) if SOAK else (3, 240)
     options = ["--steps", steps, "--save-every", save_every, "--learning-rate", "1e-3"]
     if stage == "srgan":
         start = Job(photos, tmp_path / "start", "--steps", 1)

@@ -77,7 +77,7 @@ def train(
         raise UsageError(f"expected --name to be the name of a file without a folder, got {name!r}")
     config = PRESETS[preset]
     if degradation is None and config.degradation == "gaussian" and _holds_pairs(data):
-        print(f"LR is read: {data} holds train/high and train/low (--degradation gaussian makes it from HR)")
+        print(f"LR is read: {data} holds pairs (--degradation gaussian makes LR from HR)")
         degradation = "pairs"
     choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "content": (content, ("mse", "vgg22", "vgg54", "squeezenet")),
@@ -191,4 +191,8 @@ def _conclude(trainer: Trainer, path: Path) -> None:
 
 
 def _holds_pairs(data: Path) -> bool:
+    from srgan_fast.train.store import SUFFIX, open_pack
+
+    if data.suffix == SUFFIX:
+        return open_pack(data).lows is not None
     return all((data / "train" / part).is_dir() for part in ("high", "low"))

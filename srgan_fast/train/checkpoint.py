@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import CheckpointError, OutputError
 from srgan_fast.train.config import TrainConfig
 
@@ -61,22 +62,16 @@ def save(folder: Path, content: Checkpoint) -> Path:
     torch.save({name: getattr(content, name) for name in Checkpoint.__dataclass_fields__}, buffer)
     data = buffer.getvalue()
     path = folder / f"step_{content.step:08d}.ckpt"
-    part = folder / f".{path.name}.part"
     try:
-        with part.open("wb") as file:
+        with atomic(path) as file:
             file.write(_MAGIC + hashlib.sha256(data).hexdigest().encode() + b"\n")
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
         _sync(folder)
         # What is newer than this one could not be read, or this run would have gone on from it.
         good = [other for other in checkpoints(folder) if other.name <= path.name]
         for other in set(checkpoints(folder)) - set(good[-_KEPT:]):
             other.unlink()
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise OutputError(f"cannot write {path}: {error.strerror}; make room and resume") from error
     return path
 
