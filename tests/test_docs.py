@@ -14,6 +14,7 @@ import torch
 import typer
 from layouts import DIALECTS, foreign
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from srgan_fast.cli import app
 from srgan_fast.features import VGG19
@@ -28,6 +29,7 @@ FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # What an example would take hours for, made short by options behind its own.
 SHORTER = {
     "train": ("--steps", 2, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
+    "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
 }
 
@@ -117,6 +119,11 @@ def test_sh(block: str, folder: Path, run: Run) -> None:
             continue
         if words[0] in ("cmake", "ctest"):
             continue  # test_library builds by these, where there is nvcc
+        if words[0] == "torchrun":
+            # Its own options by its own parser; what it would start, as a single rank.
+            started = get_args_parser().parse_args(words[1:])
+            assert (started.module, started.training_script) == (True, "srgan_fast"), line
+            words = ["srgan-fast", *started.training_script_args]
         assert words[0] == "srgan-fast", f"no test knows how to run: {line}"
         code, _, err = run(*words[1:], *SHORTER.get(words[1], ()))
         assert code == 0, f"{line}\n{err}"

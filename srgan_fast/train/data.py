@@ -79,7 +79,10 @@ class Batches:
     ) -> None:
         _check(store, config)
         if config.batch % ranks or not 0 <= rank < ranks:
-            raise UsageError(f"expected ranks that divide a batch of {config.batch}, got rank {rank} of {ranks}")
+            raise UsageError(
+                f"expected ranks that divide a batch of {config.batch}, got rank {rank} of {ranks};"
+                " change --batch or the number of ranks"
+            )
         self.store, self.config, self.device = store, config, torch.device(device)
         self.resident = _fits(store, self.device) if resident is None else resident
         share = config.batch // ranks

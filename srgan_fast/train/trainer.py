@@ -215,8 +215,10 @@ class Trainer:
 
     def _found(self, *, resume: bool) -> Checkpoint | None:
         """The checkpoint to go on from, which rank 0 reads for all; None for a run from the beginning."""
-        # A launcher that restarts its ranks after a failure gives them the command of the first start.
-        restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+        # torchrun starts ranks again by the command of the first start. Each machine counts its own restarts, and none
+        # when machines come or go: for that a job that may restart is given `resume` from the beginning.
+        restarted = self.world.agree(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0")
+        may_restart = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
         found = None
         if self.world.main:
             if resume or restarted:
@@ -225,7 +227,7 @@ class Trainer:
                 raise UsageError(f"{self.out} holds checkpoints of a run; give --resume, or another folder")
             if found is not None:
                 checkpoint.check(found, self.config)
-            elif not restarted and resume:
+            elif resume and not (restarted or may_restart):
                 raise CheckpointError(
                     f"expected a checkpoint in {self.out}, found none that is whole; start without --resume"
                 )
