@@ -29,6 +29,10 @@ class Replay:
     def __call__(self) -> None:
         self.graph.replay()
 
+    def free(self) -> None:
+        """End the graph now, whoever still holds this; it cannot be replayed any more."""
+        self.graph.reset()
+
 
 def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) -> Work:
     """Run `work` twice to warm it up (kernels are compiled then), capture it, and return its replay.
@@ -40,14 +44,25 @@ def capture(work: Work, device: torch.device, stream: torch.cuda.Stream | None) 
     if device.type != "cuda":
         return work
     assert stream is not None
-    with _CAPTURING, torch.cuda.device(device):
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                work()
+    failed: list[Exception] = []
+    # In the stream from the outside: where a capture fails, torch.cuda.graph does not go back to the one before.
+    with _CAPTURING, torch.cuda.device(device), torch.cuda.stream(stream):
+        for _ in range(2):
+            work()
         stream.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                try:
+                    work()
+                except Exception as error:
+                    failed.append(error)
+                    raise
+        except Exception:
+            # The end of a capture that has failed is an error too, which hides what went wrong.
+            if failed:
+                raise failed.pop() from None
+            raise
     return Replay(graph, work)
 
 
