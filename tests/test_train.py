@@ -16,6 +16,7 @@ from srgan_fast import weights
 from srgan_fast.errors import InputError, UsageError
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import losses
+from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS
 from srgan_fast.train.log import read_log
 from srgan_fast.train.step import EagerStep, learning_rate
@@ -53,6 +54,17 @@ def test_a_run_learns_and_tells(photos: Path, tmp_path: Path) -> None:
     recipe = weights.load(path).info.recipe
     assert recipe["steps_done"] == 30
     assert recipe["terms"]["content"] > 0
+
+
+def test_a_step_is_closed_before_its_world_is_left(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs with messages inside are in the way of leaving."""
+    told: list[str] = []
+    monkeypatch.setattr(trainer_module, "leave", lambda world: told.append("world"))
+    monkeypatch.setattr(EagerStep, "close", lambda self: told.append("step"))
+    Trainer(TINY, photos, tmp_path / "run").close()
+    assert told == ["step", "world"]
 
 
 def test_folders_that_do_not_do(photos: Path, tmp_path: Path) -> None:

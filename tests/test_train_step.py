@@ -1,4 +1,4 @@
-"""The training step: its parts, and that a captured one is EagerStep to the bit, however often its memory is spoilt."""
+"""The training step as a graph: it is EagerStep to the bit, however often its memory is spoilt; and what is chosen."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import pytest
 import torch
 from capture import Recorded, Repeated
 from ranks import together
+from steps import GAN, TINY, assert_same, batch, everything, networks, one_thread, run, step_of
 from torch import Tensor, nn
 
-from srgan_fast import train
+from srgan_fast import graph, train
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.features import VGG19
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
@@ -26,82 +27,10 @@ from srgan_fast.train import graph_step, losses
 from srgan_fast.train.config import TrainConfig
 from srgan_fast.train.distributed import ALONE, World
 from srgan_fast.train.graph_step import GraphStep, make_step
-from srgan_fast.train.step import EagerStep, average_weight, bf16_pays, learning_rate, schedule
+from srgan_fast.train.step import EagerStep, average_weight, learning_rate
 
-TINY = TrainConfig(
-    generator=GeneratorConfig(blocks=1, width=4),
-    crop=32,
-    batch=2,
-    steps=60,
-    warmup=10,
-    learning_rate=1e-3,
-    final_learning_rate=1e-5,
-    decay="cosine",
-    precision="fp32",
-)
-GAN = dataclasses.replace(TINY, stage="srgan", clip=0.05)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def networks(config: TrainConfig) -> tuple[Generator, Discriminator | None]:
-    torch.manual_seed(0)
-    return Generator(config.generator), Discriminator(width=4) if config.stage == "srgan" else None
-
-
-def step_of(
-    kind: Callable[..., EagerStep], config: TrainConfig, content: losses.Content = losses.mse, **options: Any
-) -> Any:
-    generator, discriminator = networks(config)
-    return kind(generator, content, config, discriminator, **options)
-
-
-def batch(number: int, count: int = 2, size: int = 8) -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(number)
-    lr = torch.rand(count, 3, size, size, generator=random)
-    return lr, torch.rand(count, 3, 4 * size, 4 * size, generator=random) * 2 - 1
-
-
-def spoil(step: EagerStep) -> None:
-    """Put NaN wherever a captured step may not rely on what is there."""
-    for one in step.captured.values() if isinstance(step, GraphStep) else ():
-        for tensor in (one.lr, one.hr, *one.values, *one.gradients):
-            tensor.detach().fill_(math.nan)
-
-
-def run(step: EagerStep, steps: range) -> list[dict[str, Tensor]]:
-    """Its terms over some steps, four of them with batches of another shape."""
-    told = []
-    for number in steps:
-        count, size = (3, 9) if 20 <= number < 24 else (2, 8)
-        told.append(step(*batch(number, count, size), number))
-        spoil(step)
-    return told
-
-
-def everything(step: EagerStep) -> dict[str, Tensor]:
-    found = {}
-    for name, part in copy.deepcopy(step.state()).items():
-        leaves = torch.utils._pytree.tree_leaves_with_path(part)
-        found |= {f"{name}{torch.utils._pytree.keystr(path)}": leaf for path, leaf in leaves}
-    # The rate in the groups is no state: every step looks it up.
-    return {name: value for name, value in found.items() if isinstance(value, Tensor) and "groups" not in name}
-
-
-def assert_same(mine: Any, others: Any) -> None:
-    """To the bit; a NaN is like nothing."""
-    mine, others = (one if isinstance(one, list) else [everything(one)] for one in (mine, others))
-    assert len(mine) == len(others)
-    for here, there in zip(mine, others, strict=True):
-        assert here.keys() == there.keys()
-        for name, value in here.items():
-            assert torch.equal(value, there[name]), name
+__all__ = ["one_thread"]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run_both(
@@ -243,6 +172,37 @@ def test_few_graphs_are_kept() -> None:
     assert capture.captures == 6
 
 
+class Counted:
+    """Makes replays as a GPU's are, of an executor's; `ended` are those that were."""
+
+    def __init__(self, executor: Recorded) -> None:
+        self.executor = executor
+        self.made: list[object] = []
+        self.ended: list[object] = []
+
+    def __call__(self, work: Any, device: torch.device, stream: object) -> graph.Replay:
+        one = types.SimpleNamespace(replay=self.executor(work, device, stream), reset=lambda: self.ended.append(one))
+        self.made.append(one)
+        return graph.Replay(one, work)
+
+
+def test_every_graph_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is not wanted any more, and one that was wrong; for NCCL would wait for any of them."""
+    monkeypatch.setattr(graph_step, "_KEPT", 1)
+    capture = Counted(Repeated())
+    step = step_of(GraphStep, TINY, capture=capture, fall_back=False)
+    for count in (2, 3):
+        step(*batch(0, count), 0)
+    assert capture.ended == capture.made[:1]
+    step.close()
+    assert capture.ended == capture.made
+    assert len(capture.made) == 2
+    wrong = Counted(Wrong())
+    step_of(GraphStep, TINY, capture=wrong)(*batch(0), 0)
+    assert wrong.ended == wrong.made
+    assert len(wrong.made) == 1
+
+
 # --- several ranks ----------------------------------------------------------------------------------------------
 
 
@@ -372,13 +332,15 @@ def test_the_faster_way_is_kept(
         monkeypatch.setattr(
             sys.modules["srgan_fast.train.fused"], "forward_of", lambda network: lambda lr: plain(network, lr)
         )
-    graph = step_of(GraphStep, TINY, kernels=None, capture=Repeated(), fall_back=False)
+    capture = Counted(Repeated())
+    graph = step_of(GraphStep, TINY, kernels=None, capture=capture, fall_back=False)
     eager = step_of(EagerStep, TINY)
     caplog.set_level(logging.INFO)
     assert_same(run(graph, range(3)), run(eager, range(3)))
     assert_same(graph, eager)
     assert graph.kernels is not slower
     assert ("training kernels" in caplog.text) is not slower
+    assert capture.ended == [capture.made[slower]]
 
 
 def test_kernels_that_are_wrong_are_left_out(kernels: types.SimpleNamespace, caplog: pytest.LogCaptureFixture) -> None:
@@ -416,127 +378,3 @@ def test_the_step_that_is_chosen(kernels: types.SimpleNamespace, caplog: pytest.
 def test_kernels_need_a_device_that_has_them() -> None:
     with pytest.raises(BackendUnavailable, match="--kernels off"):
         made_step("eager", "on", device="cpu")
-
-
-# --- parts of the step ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("decay", ["none", "drop", "cosine"])
-def test_the_table_is_the_definition(decay: Any) -> None:
-    config = dataclasses.replace(TINY, steps=1000, decay=decay)
-    table = schedule(config)
-    assert table.shape == (1000, 2)
-    for step in range(1000):
-        want = torch.tensor([learning_rate(config, step), average_weight(config, step)])
-        assert torch.equal(table[step], want)
-    generator, _ = networks(config)
-    step = EagerStep(generator, losses.mse, config)
-    for number in (0, 9, 10, 499, 500, 999):
-        step(*batch(0), number)
-        assert step.optimisers["generator"].param_groups[0]["lr"] == table[number, 0]
-
-
-def test_the_average_follows() -> None:
-    step = step_of(EagerStep, TINY)
-    for number in (0, 50):
-        before = [parameter.clone() for parameter in step.average.parameters()]
-        step(*batch(number), number)
-        decay = min(TINY.ema, (1 + number) / (10 + number))
-        for was, now, new in zip(before, step.average.parameters(), step.generator.parameters(), strict=True):
-            assert torch.allclose(now, decay * was + (1 - decay) * new, atol=1e-7)
-        for now, new in zip(step.average.buffers(), step.generator.buffers(), strict=True):
-            assert torch.equal(now, new)
-
-
-@pytest.mark.parametrize("step", [-1, 60])
-def test_a_step_that_the_run_does_not_have(step: int) -> None:
-    with pytest.raises(UsageError, match=r"0\.\.59"):
-        step_of(EagerStep, TINY)(*batch(0), step)
-
-
-def test_auto_precision_depends_on_the_device() -> None:
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert bf16_pays("auto", cuda)
-    assert bf16_pays("auto", cpu) == torch.cpu._is_amx_tile_supported()
-    for device in (cpu, cuda):
-        assert bf16_pays("bf16", device)
-        assert not bf16_pays("fp32", device)
-
-
-def test_the_terms_are_those_of_the_paper() -> None:
-    config = dataclasses.replace(GAN, adversarial_weight=0.5)
-    step = step_of(EagerStep, config)
-    generator, discriminator = copy.deepcopy((step.generator, step.discriminator))
-    lr, hr = batch(0)
-    terms = step(lr, hr, 0)
-    sr = generator(lr)
-    real, fake = discriminator(hr), discriminator(sr.detach())
-    loss = losses.discriminator(real, fake)
-    gradient = torch.autograd.grad(loss, list(discriminator.parameters()))
-    want = {
-        "content": losses.mse(sr, hr),
-        "discriminator": loss,
-        "d_real": discriminator.probability(hr).mean(),
-        "d_fake": discriminator.probability(sr).mean(),
-        "discriminator_norm": torch.stack([g.square().sum() for g in gradient]).sum().sqrt(),
-    }
-    # By the discriminator as it is after its update.
-    adversarial = losses.adversarial(step.discriminator(sr))
-    total = want["content"] + 0.5 * adversarial
-    gradient = torch.autograd.grad(total, list(generator.parameters()))
-    want |= {
-        "adversarial": adversarial,
-        "generator_norm": torch.stack([g.square().sum() for g in gradient]).sum().sqrt(),
-    }
-    assert terms.keys() == want.keys()
-    for name, value in want.items():
-        assert math.isclose(float(terms[name]), float(value.detach()), rel_tol=1e-4), name
-        assert not terms[name].requires_grad
-    clipped = torch.stack([p.grad.square().sum() for p in step.generator.parameters()]).sum().sqrt()
-    assert float(terms["generator_norm"]) > config.clip
-    assert math.isclose(float(clipped), config.clip, rel_tol=1e-3)
-
-
-def test_the_terms_of_the_first_stage() -> None:
-    assert list(step_of(EagerStep, TINY)(*batch(0), 0)) == ["content", "generator_norm"]
-
-
-def test_moments_are_there_from_the_start_and_stay_where_they_are() -> None:
-    step, other = step_of(EagerStep, GAN), step_of(EagerStep, GAN)
-    fresh = copy.deepcopy(step.state())
-    for moments in fresh["optimisers"].values():
-        for one in moments["state"].values():
-            assert one.keys() == {"step", "exp_avg", "exp_avg_sq"}
-            assert not any(value.any() for value in one.values())
-    where = [tensor.data_ptr() for tensor in GraphStep._tensors(step)]
-    run(step, range(5))
-    later = copy.deepcopy(step.state())
-    torch.rand(3)
-    step.restore(later)
-    assert_same(step, [everything_of(later)])
-    other.restore(later)
-    assert_same(run(step, range(5, 8)), run(other, range(5, 8)))
-    step.restore(fresh)
-    assert_same(step, [everything_of(fresh)])
-    assert where == [tensor.data_ptr() for tensor in GraphStep._tensors(step)]
-
-
-def everything_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    return everything(types.SimpleNamespace(state=lambda: state))  # type: ignore[arg-type]
-
-
-def test_the_random_state_of_every_device_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = step_of(EagerStep, TINY)
-    put: dict[int, Tensor] = {}
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [torch.tensor([1]), torch.tensor([2])])
-    state = copy.deepcopy(step.state())
-    assert [int(one) for one in state["random"]["cuda"]] == [1, 2]
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # one GPU fewer than there were
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda value, index: put.update({index: value}))
-    drawn = torch.rand(2)
-    step.restore(state)
-    assert list(put) == [0]
-    assert int(put[0]) == 1
-    assert torch.equal(torch.rand(2), drawn)

@@ -64,6 +64,11 @@ class Captured:
     values: list[Tensor]
     gradients: list[Tensor]
 
+    def free(self) -> None:
+        """End the graph, whoever still holds it: an error does, by its frames, and NCCL waits for graphs to end."""
+        if isinstance(self.replay, graph.Replay):
+            self.replay.free()
+
 
 @dataclass(frozen=True)
 class _Outcome:
@@ -131,6 +136,11 @@ class GraphStep(EagerStep):
         one.replay()
         return one.values[0].clone()
 
+    def close(self) -> None:
+        """End the graphs: NCCL lets go of a world only when no graph holds its messages any more."""
+        while self.captured:
+            self.captured.popitem()[1].free()
+
     def _add(self, lr: Tensor, hr: Tensor) -> None:
         """Capture the step for a shape; all state is as it was afterwards.
 
@@ -154,10 +164,13 @@ class GraphStep(EagerStep):
                 best = found[0] if len(found) == 1 else self._fastest(found)
             finally:
                 rewind()
+        for one in found:
+            if one is not best:
+                one.free()
         while len(self.captured) >= _KEPT:
-            del self.captured[next(iter(self.captured))]
+            self.captured.pop(next(iter(self.captured))).free()
         self.captured[lr.shape, hr.shape] = best
-        del found
+        del found, one
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # of the warm-up and of the variants that lost
         _log.info("the step of %d LR images of %dx%d is a graph: %s", len(lr), lr.shape[3], lr.shape[2], best.variant)
@@ -186,6 +199,7 @@ class GraphStep(EagerStep):
         reasons: list[Exception] = []
         for variant in self._variants:
             reason: Exception | None = None
+            one: Captured | None = None
             try:
                 one = self._captured(variant, lr, hr)
                 rewind()
@@ -199,6 +213,8 @@ class GraphStep(EagerStep):
                 reason = BackendUnavailable(f"{type(error).__name__}: {lines[0] if lines else 'no message'}")
             rewind()
             if self.world.agree(reason is not None):
+                if one is not None:
+                    one.free()
                 if reason is None:
                     found.pop()
                     reason = BackendUnavailable("another rank could not capture it")

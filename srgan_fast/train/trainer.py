@@ -121,6 +121,7 @@ class Trainer:
             self.initial: dict[str, str] | None = None
             features = vgg_weights if config.content.startswith("vgg") else squeezenet_weights
             self.step = self._make_step(found, initial, features, step, kernels)
+            self._closing.callback(self.step.close)
             self.terms: dict[str, float] = {}
             if found is None:
                 self.terms = self._measure_terms()
@@ -134,7 +135,7 @@ class Trainer:
             raise
 
     def close(self) -> None:
-        """Free what reads ahead, and leave the world if it was joined here."""
+        """Free the step's graphs and what reads ahead, and leave the world if it was joined here."""
         self._closing.close()
 
     def run(self, progress: Progress = lambda step, record: None) -> Path | None:
