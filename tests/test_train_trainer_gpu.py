@@ -21,13 +21,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("small")]
 RUN = dataclasses.replace(TINY, steps=24, batch=4)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 def test_measuring_waits_for_nothing() -> None:
     device = torch.device("cuda")
     meter = Meter(device, 8)
     terms = {"content": torch.ones((), device=device), "generator_norm": torch.zeros((), device=device)}
     work = torch.rand(2048, 2048, device=device)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         meter.start()
         for _ in range(8):
             meter.loaded()
