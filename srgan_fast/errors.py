@@ -10,7 +10,7 @@
       WeightsError (ValueError)    5   not weights, damaged weights, or weights of another network
       CheckpointError              5   a training checkpoint that cannot be resumed
       MemoryBudgetError            7   the memory budget cannot hold even the smallest tile
-      TrainingError                8   training cannot go on (a loss is not finite)
+      TrainingError                8   training cannot go on (it diverged again and again)
       DistributedError             9   another rank of the run is gone, or was never there
       Interrupted                130   stopped by the user; what was finished is kept
 

@@ -7,6 +7,7 @@ the usual test sets. It runs on any device, on batches, in a few lines of torch,
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -79,12 +80,17 @@ def gaussian_down(image: Tensor, scale: int, sigma: float) -> Tensor:
         raise ShapeError(f"expected a height and width that are multiples of {scale}, got {height}x{width}; crop first")
     x = _as_float(image)
     reach = max(1, math.ceil(3 * sigma / scale)) * scale
-    # An even window centred between pixels for an even scale, on one for an odd scale: no shift against bicubic.
-    offsets = torch.arange(-reach, scale + reach, dtype=torch.float64) - (scale - 1) / 2
-    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).to(device=x.device, dtype=torch.float32)
+    kernel = _gaussian(scale, sigma, reach, x.device)
     channels = x.shape[1]
     x = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), stride=(scale, 1), groups=channels)
     x = F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), stride=(1, scale), groups=channels)
     return _round_u8(x).to(torch.uint8).reshape(*image.shape[:-2], height // scale, width // scale)
+
+
+@lru_cache(maxsize=16)  # on a GPU the host would wait for the copy, in every step of a run
+def _gaussian(scale: int, sigma: float, reach: int, device: torch.device) -> Tensor:
+    # An even window centred between pixels for an even scale, on one for an odd scale: no shift against bicubic.
+    offsets = torch.arange(-reach, scale + reach, dtype=torch.float64) - (scale - 1) / 2
+    kernel = torch.exp(-(offsets**2) / (2 * sigma**2))
+    return (kernel / kernel.sum()).to(device=device, dtype=torch.float32)

@@ -258,3 +258,9 @@ def test_batches_are_those_of_the_cpu(photos: Path, scale: int, resident: bool) 
     finally:
         here.close()
         there.close()
+
+
+def test_blurred_batches_wait_for_nothing(photos: Path) -> None:
+    config = dataclasses.replace(SRRESNET, generator=GeneratorConfig(scale=2, blocks=1), degradation="gaussian")
+    batches = Batches(read_images(photos, config.crop), config, "cuda", resident=True)
+    assert host_waits(lambda: batches(7)) == []
