@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -18,7 +18,13 @@ _RIVALS: dict[str, dict[str, tuple[str, str | None]]] = {
         "fused_fp16": ("fused", "fp16"),
     },
     "kernel": {"triton": ("triton", None), "cudnn": ("cudnn", None)},
-    "train": {},
+    "train": {
+        "eager_fp32": ("eager", "fp32"),
+        "eager_bf16": ("eager", "bf16"),
+        "compile": ("compile", None),
+        "graph": ("graph", None),
+    },
+    "train_kernel": {},
 }
 
 
@@ -35,11 +41,14 @@ def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Reco
 
     `speedup` is over the baseline, `speedup_vs_X` over an X that ran beside it and passed its gate. `tflops` and
     `gb_per_s` are the work that the plain network (or op) asks for over the time it took, whoever saved some of it.
+    A training step is held against the product in its own precision: `floor_ms` is its work at that rate.
 
     Raises:  ValueError if the baseline is not there
     """
     p50 = one["latency_ms"]["p50"]
     others = list(beside)
+    if one["impl"] in ("loader", "loop"):
+        return _loader_figures(one, others)
     wanted = one["baseline"], one.get("baseline_dtype", "fp32")
     base = next((other for other in others if (other["impl"], other["dtype"]) == wanted), None)
     if base is None:
@@ -48,7 +57,8 @@ def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Reco
     if one["suite"] == "frame":
         found["fps"] = one["shape"]["n"] * 1e3 / p50
     if one["suite"] == "train":
-        found["steps_per_s"] = 1e3 / p50
+        found["images_per_s"] = one["shape"]["n"] * 1e3 / p50
+        found["loss_difference"] = loss_difference(one["losses"], base["losses"])
     for name, (impl, dtype) in _RIVALS[one["suite"]].items():
 
         def is_rival(other: Record, impl: str = impl, dtype: str | None = dtype) -> bool:
@@ -57,9 +67,16 @@ def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Reco
         rival = next((other for other in others if is_rival(other)), None)
         if rival is not None and not is_rival(one) and rival["quality"]["gate"] == "pass":
             found[f"speedup_vs_{name}"] = rival["latency_ms"]["p50"] / p50
+            if name == "graph":
+                # What the kernels change, and nothing else.
+                found["loss_difference_vs_graph"] = loss_difference(one["losses"], rival["losses"])
     best: dict[str, float] = {}
     for each in ceilings:
-        best |= ceiling_figures(each)
+        if each.get("serves") is None and one["suite"] != "train":
+            best |= ceiling_figures(each)
+        elif each.get("serves") == one["suite"] and each["dtype"] == one["dtype"]:
+            found["floor_ms"] = one["flops"] / ceiling_figures(each)["tflops"] / 1e9
+            found["floor_fraction"] = found["floor_ms"] / p50
     for amount, rate, scale, fraction in (
         ("flops", "tflops", 1e9, "matmul_fraction"),
         ("bytes", "gb_per_s", 1e6, "copy_fraction"),
@@ -69,6 +86,38 @@ def timed_figures(one: Record, beside: Iterable[Record], ceilings: Iterable[Reco
             if rate in best:
                 found[fraction] = found[rate] / best[rate]
     return found
+
+
+def _loader_figures(one: Record, beside: list[Record]) -> dict[str, float]:
+    """What batches cost: by themselves, and in a loop with the step that the record names, where some of it is hidden.
+
+    `loader_share` is the part of the loop's time that the step alone would not take; noise may make it negative.
+    """
+    p50 = one["latency_ms"]["p50"]
+    found = {"images_per_s": one["shape"]["n"] * 1e3 / p50}
+    if one["impl"] == "loop":
+        times = {(other["impl"], other["dtype"]): other["latency_ms"]["p50"] for other in beside}
+        try:
+            alone, loader = times[one["of"], one["dtype"]], times["loader", "uint8"]
+        except KeyError as error:
+            raise ValueError(f"expected {error.args[0]} beside the loop, got none; keep all") from None
+        found |= {"loader_share": 1 - alone / p50, "loader_alone": loader / alone}
+    return found
+
+
+def loss_difference(got: Sequence[Mapping[str, float]], want: Sequence[Mapping[str, float]]) -> float:
+    """The largest difference of loss terms over the same steps, relative to the largest value that the term has there.
+
+    That of a discriminator goes to nothing when it wins, and its last digits with it. Terms that only one side has are
+    passed over. NaN where one is: `max` would forget it.
+    """
+    scales = {name: max(abs(terms[name]) for terms in want) for name in want[0]}
+    off = [
+        abs(mine[name] - theirs[name]) / max(scales[name], 1e-12)
+        for mine, theirs in zip(got, want, strict=True)
+        for name in mine.keys() & theirs.keys()
+    ]
+    return math.nan if any(math.isnan(each) for each in off) else max(off)
 
 
 def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
@@ -91,7 +140,7 @@ def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
 def precision_figures(raw: Mapping[str, Any]) -> dict[str, float]:
     """What a precision is worth on a set, as means over its images; `max_error_levels` is the largest, of 255.
 
-    Without `psnr_db_vs_fp32` where a picture is that of fp32.
+    Without `psnr_db_vs_fp32` where a picture is that of fp32, and `training_minutes` where the weights do not say.
     """
     images = raw["images"]
 
@@ -103,4 +152,6 @@ def precision_figures(raw: Mapping[str, Any]) -> dict[str, float]:
     found["max_error_levels"] = 255 * max(each["max_error"] for each in images)
     if all(each["mse"] > 0 for each in images):
         found["psnr_db_vs_fp32"] = mean(-10 * math.log10(each["mse"]) for each in images)
+    if "training" in raw:
+        found["training_minutes"] = raw["training"]["duration_s"] / 60
     return found

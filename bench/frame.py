@@ -6,10 +6,7 @@ Frames lie on the device and results stay there: what a copy to the host costs i
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,17 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from srgan_fast.backends import BACKENDS
 from srgan_fast.backends.probe import Ok
 from srgan_fast.bench import ceiling, peers
+from srgan_fast.bench.child import answer, measured_in
 from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes, synchronise
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.record import latency, record
 from srgan_fast.bench.timer import calls_for, interleave
+from srgan_fast.bench.work import forward
 from srgan_fast.community import bounds
-from srgan_fast.errors import BackendUnavailable, SRGANFastError, UsageError
+from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.kernels import hopper, only
 from srgan_fast.kernels.parity import GATES
 from srgan_fast.upscaler import Upscaler, resolved
@@ -107,7 +106,7 @@ def measure(
     samples = interleave(candidates, runs, device=device, calls=calls)
     raw = []
     for (impl, precision), values in samples.items():
-        flops, moved = work(model.network, height, width, batch, _DTYPES[precision].itemsize)
+        flops, moved = forward(model.network, (batch, 3, height, width), _DTYPES[precision].itemsize)
         raw.append(
             {
                 "suite": "frame",
@@ -154,43 +153,8 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
 
 
 def in_child(limit_s: float, *arguments: Any, **options: Any) -> list[dict[str, Any]]:
-    """`measure` and its ceilings, in a process that is ended when it takes too long, as compilers may.
-
-    Raises:  SRGANFastError with the child's last words, or with the limit that it ran into
-    """
-    command = [sys.executable, "-m", __spec__.name, json.dumps([arguments, options])]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        raise SRGANFastError(f"the compiler was not done after {limit_s:g} s; raise --compile-limit-s") from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise SRGANFastError(f"the measured process ended with {done.returncode} ({last})")
-    # Compilers write to the standard output too; the records are its last line.
-    found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def work(network: nn.Module, height: int, width: int, batch: int, itemsize: int) -> tuple[int, int]:
-    """Operations of the plain network's convolutions (two a multiply-add), and the bytes that they read and write once.
-
-    Counted from the layers as they run, without memory or arithmetic.
-    """
-    total = [0, 0]
-
-    def count(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        assert isinstance(conv, nn.Conv2d)
-        taps = conv.weight[0].numel()
-        total[0] += 2 * output.numel() * taps
-        total[1] += (inputs[0].numel() + output.numel() + conv.weight.numel()) * itemsize
-
-    shadow = copy.deepcopy(network).to("meta")
-    for module in shadow.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
-    with torch.inference_mode():
-        shadow(torch.empty(batch, 3, height, width, device="meta"))
-    return total[0], total[1]
+    """`measure` and its ceilings, in a process of its own (see `child.measured_in`)."""
+    return measured_in(__spec__.name, limit_s, arguments, options)
 
 
 def _finished(one: dict[str, Any], raw: list[dict[str, Any]], ceilings: Any, model: Model) -> dict[str, Any]:
@@ -289,11 +253,10 @@ def compare_pixels(result: NDArray[np.uint8], plain: NDArray[np.uint8], precisio
     }
 
 
+def _with_ceilings(*arguments: Any, **options: Any) -> list[dict[str, Any]]:
+    found = measure(*arguments, **options)
+    return [*ceiling.measure(resolved(arguments[4])), *found]
+
+
 if __name__ == "__main__":
-    _arguments, _options = json.loads(sys.argv[1])
-    try:
-        _found = measure(*_arguments, **_options)
-        print(json.dumps([*ceiling.measure(resolved(_arguments[4])), *_found]))
-    except SRGANFastError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    answer(_with_ceilings)

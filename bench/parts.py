@@ -29,6 +29,10 @@ _FLAT_FRAMES = 1000
 _GRAPH_SIZES = ((1, 1), (33, 17), (64, 64), (480, 270))
 # Height, width and frames of what ops are held on beside their own cases: one pixel, ragged and several, a large one.
 _HELD_SHAPES = ((1, 1, 1), (17, 33, 3), (270, 480, 1))
+# The size of `bench/train.py` that bars are about, and its crop.
+_CROPS, _CROP = "paper", 96
+_FOR_TRAINING = ("conv3x3_stats", "batchnorm_act", "training_crops")
+_SRRESNET, _SRGAN = "paper-srresnet-mse", "paper-srgan-vgg54"
 
 
 class NotHere(SRGANFastError):
@@ -53,29 +57,33 @@ class Part:
 # --- equality ---------------------------------------------------------------------------------------------------
 
 
-def parity(emit: Emit) -> None:
-    """Every test that needs a GPU."""
-    from srgan_fast.bench import SITE
-    from srgan_fast.bench.record import ROOT
+def tests(name: str, pattern: str) -> Callable[[Emit], None]:
+    """A part that runs the tests which need a GPU, of the files that fit a pattern."""
 
-    # Only the files that have such tests: what others import may not be installed here.
-    files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
-    if not files:
-        raise ParityError("expected tests with the marker gpu, got none")
-    environment = {**os.environ, "SRGAN_FAST_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
-    start = f"import sys; sys.path.append({str(SITE)!r}); import pytest; sys.exit(pytest.main())"
-    environment.pop("TRITON_INTERPRET", None)
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        # Warnings of a newer or older PyTorch are no failure of a kernel.
-        # A file that needs what is not installed fails by itself.
-        options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
-        options.append(f"--junitxml={report}")
-        subprocess.run([sys.executable, "-c", start, *options, *files], cwd=ROOT, env=environment, check=False)
-        if not report.is_file():
-            raise ParityError("expected a report from pytest, got none; see what it printed")
-        outcomes, skipped = outcomes_of(report)
-    _check(emit, "parity", {"outcomes": outcomes, "skipped": skipped})
+    def run(emit: Emit) -> None:
+        from srgan_fast.bench import SITE
+        from srgan_fast.bench.record import ROOT
+
+        # Only the files that have such tests: what others import may not be installed here.
+        files = [str(path) for path in sorted((ROOT / "tests").glob(pattern)) if "mark.gpu" in path.read_text()]
+        if not files:
+            raise ParityError("expected tests with the marker gpu, got none")
+        environment = {**os.environ, "SRGAN_FAST_REQUIRE_GPU": "1", "PYTHONPATH": str(ROOT)}
+        start = f"import sys; sys.path.append({str(SITE)!r}); import pytest; sys.exit(pytest.main())"
+        environment.pop("TRITON_INTERPRET", None)
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / "report.xml"
+            # Warnings of a newer or older PyTorch are no failure of a kernel.
+            # A file that needs what is not installed fails by itself.
+            options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+            options.append(f"--junitxml={report}")
+            subprocess.run([sys.executable, "-c", start, *options, *files], cwd=ROOT, env=environment, check=False)
+            if not report.is_file():
+                raise ParityError("expected a report from pytest, got none; see what it printed")
+            outcomes, skipped = outcomes_of(report)
+        _check(emit, name, {"outcomes": outcomes, "skipped": skipped})
+
+    return run
 
 
 def outcomes_of(report: Path) -> tuple[dict[str, bool], list[str]]:
@@ -309,7 +317,8 @@ def kernels(emit: Emit) -> None:
     from srgan_fast.kernels import ON_HOPPER
 
     ceilings(emit)
-    ops = kernel.all_ops()
+    # Those for training are timed at its sizes, in a part of their own.
+    ops = {name: op for name, op in kernel.all_ops().items() if name not in _FOR_TRAINING}
     makers = [(op, case) for name, op in ops.items() if name in ON_HOPPER for case in op.BENCH_CASES.values()]
     shapes = [(height, width, 1, DEVICE, torch.float16) for width, height in kernel.SIZES]
     compile_ahead(DEVICE, ((op, partial(make, *shape)) for op, make in makers for shape in shapes))
@@ -337,15 +346,41 @@ def kernels(emit: Emit) -> None:
     _settle(red, unfit)
 
 
-def training(emit: Emit) -> None:
-    """Steps of both stages, small and as in the paper."""
-    from srgan_fast.bench import train
+def training(stages: Iterable[str], *, compiled: bool = False) -> Callable[[Emit], None]:
+    """A part that times steps of stages as in the paper: every way to make them, torch.compile where asked for."""
+    wanted = list(stages)
+
+    def run(emit: Emit) -> None:
+        from srgan_fast.bench import train
+
+        ceilings(emit)
+        red: list[str] = []
+        for stage in wanted:
+            found = train.measure(stage, _CROPS, _RUNS, DEVICE, compiled=compiled)
+            red += emitted(emit, found)
+            # A graph that cannot be captured is a fault here; a compiler that gives up is its own affair.
+            missing = next(one for one in found if one.get("impl") == "plain").get("left_out", {})
+            red += [f"no row of {what}: {why}" for what, why in missing.items() if what.startswith("graph")]
+        _settle(red, [])
+
+    return run
+
+
+def train_kernels(emit: Emit) -> None:
+    """Each training kernel against PyTorch's own functions, and whether it pays; and the batches' kernel."""
+    from srgan_fast.bench import kernel, train_kernel
 
     ceilings(emit)
     red: list[str] = []
-    for size in train.SIZES:
-        for stage in train.STAGES:
-            red += emitted(emit, train.measure(stage, size, _RUNS, DEVICE))
+    pairs: dict[str, dict[str, float]] = {}
+    for name in train_kernel.PAIRS:
+        found = train_kernel.measure(name, _RUNS, DEVICE)
+        red += emitted(emit, found)
+        whole = {one["impl"]: one["latency_ms"]["p50"] for one in found if one["case"] == "forward and backward"}
+        pairs[name] = {"fast": whole["kernels"], "other": whole["torch"]}
+    crops = {name: op for name, op in kernel.all_ops().items() if name == "training_crops"}
+    red += emitted(emit, kernel.measure(crops, _CROP, _CROP, _RUNS, DEVICE))
+    _check(emit, "train_kernels_pay", {"p50_ms": pairs})
     _settle(red, [])
 
 
@@ -381,10 +416,14 @@ PARTS = (
     Part("frame_480x270", frames([_TO_1080P]), 35, _WEIGHTS),
     Part("frame_960x540", frames([_TO_4K]), 40, _WEIGHTS),
     Part("kernels", kernels, 75, ("triton",)),
+    Part("train", training((_SRRESNET, _SRGAN)), 60, ("triton", *_WEIGHTS)),
+    Part("train_parity", tests("train_parity", "test_train*.py"), 50, ("pytest", "triton", *_WEIGHTS)),
     Part("compile_480x270", frames([_TO_1080P], compiled=True), 90, ("triton", *_WEIGHTS)),
+    Part("train_compile", training((_SRRESNET,), compiled=True), 100, ("triton", *_WEIGHTS)),
+    Part("train_kernels", train_kernels, 45, ("triton",)),
     Part("sanitizer_sm90", sanitized("sm90"), 60, ("triton",)),
     Part("graph", graph, 30, ("triton", *_WEIGHTS)),
-    Part("parity", parity, 90, ("pytest", "triton")),
+    Part("parity", tests("parity", "test_*.py"), 90, ("pytest", "triton")),
     Part("op_parity_triton", parity_by("triton"), 60, ("triton",)),
     Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
     Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
@@ -392,7 +431,7 @@ PARTS = (
     Part("compile_64x64", frames([_SMALL], compiled=True), 80, ("triton", *_WEIGHTS)),
     Part("sizes", frames(_OTHERS), 60, _WEIGHTS),
     Part("batches", frames(_BATCHED, (4, 8)), 120, _WEIGHTS),
-    Part("train", training, 60),
+    Part("train_compile_srgan", training((_SRGAN,), compiled=True), 150, ("triton", *_WEIGHTS)),
     Part("sanitizer_triton", sanitized("triton"), 120, ("triton",)),
 )
 

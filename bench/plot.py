@@ -82,7 +82,7 @@ def _panels(records: Iterable[Record]) -> list[tuple[str, list[tuple[str, float,
             [
                 (f"{one['impl']} {one['dtype']}", one["derived"]["speedup"], one["latency_ms"]["p50"])
                 for one in group
-                if one["derived"]
+                if "speedup" in one["derived"]
             ],
         )
         for group in newest[:_MOST_PANELS]

@@ -28,9 +28,13 @@ def measure(
     model = load(model_name)
     if precisions is None:
         precisions = [each for each in PRECISIONS if each != "int8" or model.calibration is not None]
+    # What its quality took, where the file says so.
+    effort = {key: model.info.recipe[key] for key in ("steps_done", "duration_s", "device") if key in model.info.recipe}
+    training = {"training": effort} if "duration_s" in effort else {}
     found = []
     for precision, images in compare(model, hr_folder, lr_folder, precisions, on_image).items():
         passed = _passes(images, precision)
+        raw = {"images": images, **training}
         found.append(
             record(
                 "precision",
@@ -42,8 +46,8 @@ def measure(
                 device="cpu",
                 set=hr_folder.resolve().name,
                 lr="imresize" if lr_folder is None else lr_folder.resolve().name,
-                raw={"images": images},
-                derived=precision_figures({"images": images}) if passed else {},
+                raw=raw,
+                derived=precision_figures(raw) if passed else {},
                 quality={"gate": "pass" if passed else "fail"},
             )
         )

@@ -92,6 +92,9 @@ def precisions(records: Iterable[Record]) -> str:
     for (name, images), group in last.items():
         first = group[0]
         stale = _stale(first)
+        if "training" in first["raw"]:
+            minutes, device = first["raw"]["training"]["duration_s"] / 60, first["raw"]["training"].get("device")
+            name += f" ({minutes:.0f} minutes of training on {device or 'an unknown device'})"
         text += f"\n{name} on {images}, {_on(first)}, torch {first['env']['torch']}{stale}:\n\n"
         text += precision_table(group, with_ids=True).markdown()
     return text

@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 Record = dict[str, Any]
-SPEED_SUITES = ("frame", "kernel", "train")
+SPEED_SUITES = ("frame", "kernel", "train", "train_kernel")
 
 _NONE = "-"
+_RATES = {
+    "frame": ("frames/s", "fps"),
+    "train": ("images/s", "images_per_s"),
+    "kernel": ("GB/s", "gb_per_s"),
+    "train_kernel": ("GB/s", "gb_per_s"),
+}
+_QUALITIES = {"frame": "PSNR against plain", "train": "first losses", "kernel": "error", "train_kernel": "error"}
 _WAYS = ("sm90", "triton", "cudnn", "reference")
 
 
@@ -20,6 +27,7 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
+    notes: tuple[str, ...] = ()
 
     def text(self) -> str:
         """The table for a terminal that may know nothing but letters."""
@@ -29,13 +37,14 @@ class Table:
             "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(pairs))
             for pairs in (list(zip(line, widths, strict=True)) for line in lines)
         ]
-        return "\n".join([self.title, *(line.rstrip() for line in said)]) + "\n"
+        return "\n".join([self.title, *(line.rstrip() for line in said), *self.notes]) + "\n"
 
     def markdown(self) -> str:
         """The table for a README, without its title."""
         lines = ("| " + " | ".join(line) + " |\n" for line in [self.columns, *self.rows])
         head, *rest = lines
-        return "".join([head, "|---" * len(self.columns) + "|\n", *rest])
+        notes = [f"\n{note}.\n" for note in self.notes]
+        return "".join([head, "|---" * len(self.columns) + "|\n", *rest, *notes])
 
 
 def speed_tables(records: Iterable[Record], *, with_ids: bool = False) -> list[tuple[Table, Record]]:
@@ -60,11 +69,16 @@ def timed_together(records: Iterable[Record]) -> list[list[Record]]:
 
 def ceiling_line(records: Iterable[Record]) -> str:
     """The ceilings of a run in one line, or nothing if they are not among the records."""
-    said = {one["name"]: one["derived"] for one in records if one["suite"] == "ceiling"}
+    known = [one for one in records if one["suite"] == "ceiling"]
+    said = {one["name"]: one["derived"] for one in known if "serves" not in one}
     if not {"matmul", "copy"} <= set(said):
         return ""
     tflops, rate = said["matmul"]["tflops"], said["copy"]["gb_per_s"]
-    return f"ceilings measured in this run: {tflops:.3g} TFLOP/s (matrix product), {rate:.4g} GB/s (copy)\n"
+    products = {one["dtype"]: one["derived"]["tflops"] for one in known if "serves" in one}
+    floor = ", ".join(f"{product:.3g} in {dtype}" for dtype, product in products.items())
+    return f"ceilings measured in this run: {tflops:.3g} TFLOP/s (matrix product), {rate:.4g} GB/s (copy)" + (
+        f"; floor of training by products of {floor} TFLOP/s\n" if floor else "\n"
+    )
 
 
 def rates_table(records: Iterable[Record]) -> Table:
@@ -148,6 +162,8 @@ def shape_of(one: Record) -> str:
     shape = one["shape"]
     if one["suite"] == "train":
         return f"training {one['name']}, batch {shape['n']}, crop {shape['h']}"
+    if one["suite"] == "train_kernel":
+        return f"{one['name']} ({one['case']}), batch {shape['n']} of {shape['w']}x{shape['h']}"
     at_once = f", batch {shape['n']}" if shape["n"] > 1 else ""
     case = f" ({one['case']})" if one["suite"] == "kernel" else ""
     return f"{one['name']}{case}, {shape['w']}x{shape['h']} LR{at_once}"
@@ -159,8 +175,10 @@ def quality_of(one: Record) -> str:
     if one["suite"] == "frame":
         psnr = quality["psnr_db_vs_plain"]
         said = "equal" if psnr is None else f"{psnr:.1f} dB"
-    elif one["suite"] == "kernel":
+    elif one["suite"] in ("kernel", "train_kernel"):
         said = f"max error {quality['max_error']:.1e} of {quality['max_allowed']:.1e}"
+    elif "equal" in quality:
+        said = "as on a CPU" if quality["equal"] else "not as on a CPU"
     else:
         said = f"loss within {quality['loss_relative_difference']:.1e}"
     return said if quality["gate"] == "pass" else f"{said}, gate failed"
@@ -168,8 +186,7 @@ def quality_of(one: Record) -> str:
 
 def _speed_table(rows: list[Record], with_ids: bool) -> Table:
     suite, first = rows[0]["suite"], rows[0]
-    rate = {"frame": ("frames/s", "fps"), "train": ("steps/s", "steps_per_s"), "kernel": ("GB/s", "gb_per_s")}[suite]
-    quality = {"frame": "PSNR against plain", "train": "first losses", "kernel": "error"}[suite]
+    rate, quality = _RATES[suite], _QUALITIES[suite]
     # What no row has is no column: records of a CPU know no rival, and older ones no ceiling.
     optional = [
         (title, key, form)
@@ -179,40 +196,64 @@ def _speed_table(rows: list[Record], with_ids: bool) -> Table:
             ("x fused fp16", "speedup_vs_fused_fp16", "{:.2f}"),
             ("x triton", "speedup_vs_triton", "{:.2f}"),
             ("x cuDNN, bare", "speedup_vs_cudnn", "{:.2f}"),
+            ("x eager fp32", "speedup_vs_eager_fp32", "{:.2f}"),
+            ("x eager bf16", "speedup_vs_eager_bf16", "{:.2f}"),
+            ("x graph", "speedup_vs_graph", "{:.2f}"),
             ("TFLOP/s", "tflops", "{:.3g}"),
             ("of ceiling", "matmul_fraction", "{:.0%}"),
+            ("of floor", "floor_fraction", "{:.0%}"),
+            ("loader", "loader_share", "{:.1%}"),
         )
         if any(key in one["derived"] for one in rows)
     ]
-    peak = any(one.get("peak_bytes") is not None for one in rows)
+    peak, first_call = (any(one.get(key) is not None for one in rows) for key in ("peak_bytes", "first_ms"))
+    first_call = first_call and suite == "train"
     columns = ["implementation", "p50 ms", "p20", "p80", rate[0], "speed-up", *(title for title, _, _ in optional)]
-    columns += ["peak MiB"] * peak + [quality] + ["record"] * with_ids
+    columns += ["ready s"] * first_call + ["peak MiB"] * peak + [quality] + ["record"] * with_ids
     lines = []
     for one in rows:
         derived = one["derived"]
         if one["quality"]["gate"] == "pass":
             speed = [_ms(one["latency_ms"][key]) for key in ("p50", "p20", "p80")]
-            speed += [f"{derived[rate[1]]:.4g}" if rate[1] in derived else _NONE, f"{derived['speedup']:.2f}"]
-            speed += [form.format(derived[key]) if key in derived else _NONE for _, key, form in optional]
+            speed += [_or_none(derived, rate[1], "{:.4g}"), _or_none(derived, "speedup", "{:.2f}")]
+            speed += [_or_none(derived, key, form) for _, key, form in optional]
         else:
             speed = [_NONE] * (5 + len(optional))
+        if first_call:
+            speed.append(f"{one['compile_s'] + one['first_ms'] / 1e3:.2f}" if "first_ms" in one else _NONE)
         if peak:
             held = one.get("peak_bytes")
             speed.append(_NONE if held is None else f"{held / 2**20:.0f}")
         ids = [f"`{one['id']}`"] if with_ids else []
-        lines.append((f"{one['impl']} {one['dtype']}", *speed, quality_of(one), *ids))
-    return Table(f"{shape_of(first)}, {where(first)}, {first['env']['threads']} threads", tuple(columns), lines)
+        lines.append((_label(one), *speed, quality_of(one), *ids))
+    title = f"{shape_of(first)}, {where(first)}, {first['env']['threads']} threads"
+    missing: dict[str, list[str]] = {}
+    for what, reason in first.get("left_out", {}).items():
+        missing.setdefault(reason, []).append(what)
+    notes = tuple(f"without {', '.join(some)}: {reason}" for reason, some in missing.items())
+    return Table(title, tuple(columns), lines, notes)
+
+
+def _label(one: Record) -> str:
+    if one["impl"] == "loop":
+        return f"loader and {one['of']} {one['dtype']}"
+    return "loader" if one["impl"] == "loader" else f"{one['impl']} {one['dtype']}"
+
+
+def _or_none(derived: dict[str, float], key: str, form: str) -> str:
+    return form.format(derived[key]) if key in derived else _NONE
 
 
 def _together(one: Record) -> tuple[Any, ...]:
     shape = one["shape"]
-    alone = one["dtype"] if one["suite"] == "kernel" else ""
+    alone = one["dtype"] if one["suite"] in ("kernel", "train_kernel") else ""
     return one["suite"], one["name"], one.get("case", ""), alone, shape["h"] * shape["w"], shape["h"], shape["n"]
 
 
 def _order(one: Record) -> tuple[Any, ...]:
     base = (one["impl"], one["dtype"]) != (one["baseline"], one.get("baseline_dtype", "fp32"))
-    return base, one["impl"], one["dtype"] != "fp32", one["dtype"]
+    # What makes batches comes after what they are made for.
+    return base, one["impl"] in ("loader", "loop"), one["impl"], one["dtype"] != "fp32", one["dtype"]
 
 
 def _ms(value: float) -> str:

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if not wants_child(item):
         return None
     stash = item.config.stash
@@ -39,6 +39,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in stash[_CHILD].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # A test before this one may have left its module set up for it.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

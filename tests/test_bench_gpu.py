@@ -205,7 +205,10 @@ def test_the_table_of_parts() -> None:
     assert len(set(names)) == len(names)
     assert names[:3] == ["probe", "op_parity_sm90", "ceilings"]
     assert names.index("frame_960x540") < names.index("graph") < names.index("sizes") < names.index("sanitizer_triton")
-    assert sum(part.seconds for part in parts.PARTS[: names.index("sanitizer_sm90") + 1]) <= 480
+    after = names[names.index("kernels") + 1 :]
+    assert after[:2] == ["train", "train_parity"]
+    assert after.index("train_compile") < after.index("train_kernels") < after.index("graph")
+    assert sum(part.seconds for part in parts.PARTS[: names.index("compile_480x270") + 1]) <= 480
 
 
 def test_reports_of_pytest_are_read(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import json
 import subprocess
 import sys
@@ -16,20 +14,20 @@ from typing import Any
 
 import pytest
 import torch
+from small_steps import small_networks
 from torch import Tensor
 
 from srgan_fast import kernels
 from srgan_fast.backends.probe import Unavailable
-from srgan_fast.bench import ceiling, frame, kernel, parts, peers, plot, readme, table, train
+from srgan_fast.bench import ceiling, frame, kernel, parts, peers, plot, readme, table, train, work
 from srgan_fast.bench.claims import verify
 from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
 from srgan_fast.bench.peers import compile as compile_peer
 from srgan_fast.bench.record import ROOT, content_id, latency
 from srgan_fast.cli.bench import bench
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError, UsageError
-from srgan_fast.features import VGG19
 from srgan_fast.kernels.parity import check_case
-from srgan_fast.model import CompactConfig, Discriminator, Generator, GeneratorConfig, SRVGGNetCompact
+from srgan_fast.model import CompactConfig, Generator, GeneratorConfig, SRVGGNetCompact
 from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load, save
 
@@ -89,16 +87,6 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(kernels.OPS, "doubling", __name__)
 
 
-def small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train what a busy machine trains in a second."""
-    monkeypatch.setitem(train.SIZES, "small", (2, 32))
-    monkeypatch.setattr(train, "Discriminator", functools.partial(Discriminator, width=8))
-    monkeypatch.setattr(train, "VGG19", lambda *_: VGG19(2, 2))
-    for stage in train.STAGES:
-        small = dataclasses.replace(train.PRESETS[stage], generator=GeneratorConfig(blocks=1, width=8))
-        monkeypatch.setitem(train.PRESETS, stage, small)
-
-
 # --- figures ----------------------------------------------------------------------------------------------------
 
 
@@ -106,7 +94,7 @@ def test_work_is_that_of_the_layers() -> None:
     """Counted by hand for SRResNet x4 with 16 blocks of 64: multiply-adds a LR pixel."""
     by_hand = 243 * 64 + 33 * 9 * 64 * 64 + 9 * 64 * 256 * (1 + 4) + 16 * 81 * 64 * 3
     network = Generator()
-    flops, moved = frame.work(network, 5, 7, 2, 2)
+    flops, moved = work.forward(network, (2, 3, 5, 7), 2)
     assert flops == 2 * by_hand * 5 * 7 * 2
     maps = (3 + 64) + 33 * 128 + (64 + 256) * (1 + 4) + 16 * (64 + 3)
     weights = sum(p.numel() for name, p in network.named_parameters() if p.dim() == 4)
@@ -190,26 +178,6 @@ def test_pixels_are_exactly_their_values() -> None:
     arguments = {"x": torch.linspace(0, 0.9, 100), "dtype": torch.uint8}
     assert check_case(Pixels(), arguments, torch.float32).passed
     assert not check_case(Pixels(wrong=0.5), arguments, torch.float32).passed
-
-
-def test_training_steps_agree_and_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trainer's step makes the losses of a plain one, adversarial terms and updates included."""
-    small_networks(monkeypatch)
-    found = train.measure("paper-srgan-vgg54", "small", 1, "cpu")
-    assert [(one["impl"], one["dtype"]) for one in found] == [("plain", "fp32"), ("eager", "fp32"), ("eager", "bf16")]
-    assert [one["quality"]["gate"] for one in found] == ["pass"] * 3
-    run = cleaned([*ceiling.measure("cpu"), *found])
-    for one in run:
-        verify(one, run)
-    with pytest.raises(UsageError, match="paper-srresnet-mse"):
-        train.measure("paper", "small", 1, "cpu")
-
-
-def test_other_losses_are_another_step() -> None:
-    want = [{"content": 1.0}, {"content": 0.5}]
-    assert train._compare_losses(want, want, "fp32")["gate"] == "pass"
-    for wrong in (0.51, float("nan")):
-        assert train._compare_losses([{"content": 1.0}, {"content": wrong}], want, "fp32")["gate"] == "fail"
 
 
 def test_bench_all_runs_every_suite(
@@ -296,12 +264,12 @@ def on_a_cpu(tiny: str, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling()})
     monkeypatch.setattr(kernel, "SIZES", ((5, 3),))
     small_networks(monkeypatch)
-    monkeypatch.delitem(train.SIZES, "paper")
+    monkeypatch.setattr(parts, "_CROPS", "small")
     return []
 
 
 def test_timed_parts_keep_what_they_measure(on_a_cpu: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
-    for run in (parts.frames([(7, 9)], (1, 2)), parts.kernels, parts.training):
+    for run in (parts.frames([(7, 9)], (1, 2)), parts.kernels):
         on_a_cpu.clear()
         run(on_a_cpu.append)
         assert [one["suite"] for one in on_a_cpu[:3]][:2] == ["ceiling"] * 2
@@ -311,7 +279,7 @@ def test_timed_parts_keep_what_they_measure(on_a_cpu: list[dict[str, Any]], caps
         for one in on_a_cpu:
             verify(one, on_a_cpu)
     printed = capsys.readouterr().out
-    for said in ("tiny, 7x9 LR, batch 2", "doubling (whole), 5x3 LR", "training paper-srgan-vgg54"):
+    for said in ("tiny, 7x9 LR, batch 2", "doubling (whole), 5x3 LR"):
         assert said in printed
 
 

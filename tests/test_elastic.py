@@ -31,7 +31,7 @@ from srgan_fast.train.trainer import Trainer
 
 Run = Callable[..., tuple[int, str, str]]
 
-STEPS = 60
+STEPS = 90
 SOAK = os.environ.get("SRGAN_FAST_SOAK") == "1"
 
 

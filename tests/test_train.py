@@ -96,6 +96,8 @@ def test_intervals_are_at_least_one_step(photos: Path, tmp_path: Path, option: s
         {"clip": -1.0},
         {"clip": math.nan},
         {"adversarial_weight": math.nan},
+        {"pixel_weight": 1.0},
+        {"pixel_weight": -1.0, "content": "vgg54"},
         {"learning_rate": math.nan},
         {"learning_rate": math.inf},
         {"crop": 16, "content": "vgg54"},

@@ -34,6 +34,8 @@ def test_vgg_loss_is_the_formula() -> None:
     want = literal_vgg_loss(features, sr, hr)
     assert math.isclose(float(losses.PerceptualLoss(features, "paper")(sr, hr)), want, rel_tol=1e-4)
     assert math.isclose(float(losses.PerceptualLoss(features, "mean")(sr, hr)), want / 64, rel_tol=1e-4)
+    beside = want + 3.0 * float(losses.mse(sr, hr))
+    assert math.isclose(float(losses.PerceptualLoss(features, "paper", 3.0)(sr, hr)), beside, rel_tol=1e-4)
 
 
 def test_mse_is_the_formula() -> None:

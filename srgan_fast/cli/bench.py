@@ -1,4 +1,4 @@
-"""srgan-fast bench: how fast this machine upscales, beside how exact the result is."""
+"""srgan-fast bench: how fast this machine upscales and trains, beside how exact the result is."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import typer
 
 from srgan_fast.errors import OutputError, UsageError
 
-# precision needs images, so `all` does without it.
 _SUITES = ("kernel", "frame", "train", "memory")
+# precision needs images, and train_kernel a GPU: `all` does without them.
 _PRECISION = "precision"
+_ALONE = ("train_kernel", _PRECISION)
 _DEFAULT_SIZE = (128, 128)
 
 
@@ -27,6 +28,7 @@ class _Asked:
 
     model: str
     sizes: list[tuple[int, int]]
+    crops: list[str]
     batches: list[int]
     runs: int
     device: str
@@ -40,19 +42,24 @@ class _Asked:
 
 
 def bench(
+    named: Annotated[
+        str | None, typer.Argument(metavar="[SUITE]", help="The suite, as --suite has it.", show_default=False)
+    ] = None,
     model: Annotated[str, typer.Option(help="A bundled model or a weights file.")] = "srresnet_x4",
     suite: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
-            " of its own) or all of these; precision (what each loses on the images of --hr, emulated)."
+            " of its own) or all of these; train_kernel (each training kernel against PyTorch's own); precision (what"
+            " each loses on the images of --hr, emulated). [default: frame]"
         ),
-    ] = "frame",
+    ] = None,
     size: Annotated[
         str | None,
         typer.Option(
             help="LR sizes, width x height, with commas between; 'all' is every size from 64x64 to 1920x1080."
-            " [default: 128x128 on a CPU, all on a GPU]"
+            " train: small (batch 4, crop 32), paper (16, 96) or both as 'all'. [default: 128x128 and small on a CPU,"
+            " all on a GPU]"
         ),
     ] = None,
     batch: Annotated[
@@ -63,7 +70,7 @@ def bench(
     precision: Annotated[str, typer.Option(help="memory: auto, fp32 or bf16.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="frame: torch.compile with max-autotune too, in a process of its own.")
+        bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
     ] = False,
     compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
     peers: Annotated[
@@ -86,25 +93,30 @@ def bench(
     """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
     if runs < 1:
         raise UsageError(f"expected --runs of at least 1, got {runs}; 5 is the default")
-    if suite not in (*_SUITES, _PRECISION, "all"):
-        raise UsageError(f"expected --suite {', '.join((*_SUITES, _PRECISION))} or all, got {suite!r}")
+    if None not in (named, suite) and named != suite:
+        raise UsageError(f"expected one suite, got {named} and --suite {suite}; name it once")
+    suite = named or suite or "frame"
+    if suite not in (*_SUITES, *_ALONE, "all"):
+        raise UsageError(f"expected --suite {', '.join((*_SUITES, *_ALONE))} or all, got {suite!r}")
     if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
         raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
     if suite not in ("memory", "all") and (memory is not None or precision != "auto"):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
-    if suite not in ("frame", "all") and (compiled or peers):
-        raise UsageError("--compile and --peers belong to --suite frame")
+    if suite not in ("frame", "all") and (peers or (compiled and suite != "train")):
+        raise UsageError("--peers belongs to --suite frame, --compile to frame and train")
     if plot is not None and suite in ("memory", _PRECISION):
         raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
     for option, path in (("--json", out), ("--plot", plot)):
         _refuse(option, path)
-    sizes, batches = _sizes(size), _batches(batch)
+    sizes, crops = ([], _crops(size)) if suite == "train" else (_sizes(size), [])
+    batches = _batches(batch)
     if plot is not None:
         from srgan_fast.bench.plot import require
 
         require()
-    asked = _Asked(model, sizes, batches, runs, device, precision, memory, compiled, compile_limit_s, peers, hr, lr)
+    wanted = (sizes, crops, batches)
+    asked = _Asked(model, *wanted, runs, device, precision, memory, compiled, compile_limit_s, peers, hr, lr)
     records: list[dict[str, Any]] = []
     for each in _SUITES if suite == "all" else (suite,):
         for some in _measured(each, asked):
@@ -135,16 +147,23 @@ def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
         for width, height in asked.sizes or [_DEFAULT_SIZE]:
             yield [memory.measure(asked.model, height, width, asked.precision, asked.memory)]
         return
-    from srgan_fast.bench import ceiling, frame, kernel, train
+    from srgan_fast.bench import ceiling, frame, kernel, train, train_kernel
     from srgan_fast.bench.device import is_cuda
     from srgan_fast.upscaler import resolved
 
     device = resolved(asked.device)
     yield list(ceiling.measure(device))
     if suite == "train":
-        for size in train.SIZES if is_cuda(device) else ("small",):
+        for size in asked.crops or (train.SIZES if is_cuda(device) else ("small",)):
             for stage in train.STAGES:
-                yield train.measure(stage, size, asked.runs, device)
+                if asked.compiled:
+                    yield train.in_child(asked.compile_limit_s, stage, size, asked.runs, device)
+                else:
+                    yield train.measure(stage, size, asked.runs, device)
+        return
+    if suite == "train_kernel":
+        for what in train_kernel.PAIRS:
+            yield train_kernel.measure(what, asked.runs, device)
         return
     everywhere = frame.SIZES if suite == "frame" else kernel.SIZES
     sizes = asked.sizes or (list(everywhere) if is_cuda(device) else [_DEFAULT_SIZE])
@@ -180,6 +199,17 @@ def _sizes(size: str | None) -> list[tuple[int, int]]:
                 f"expected --size like 128x128 or 64x64,480x270, got {one!r}; give width x height in LR pixels"
             )
         found.append((int(match[1]), int(match[2])))
+    return found
+
+
+def _crops(size: str | None) -> list[str]:
+    from srgan_fast.bench.train import SIZES
+
+    if size is None:
+        return []
+    found = list(SIZES) if size == "all" else [one.strip() for one in size.split(",")]
+    if unknown := [one for one in found if one not in SIZES]:
+        raise UsageError(f"expected --size {', '.join(SIZES)} or all for training steps, got {unknown[0]!r}")
     return found
 
 

@@ -45,6 +45,7 @@ def train(
     ] = None,
     vgg_input: Annotated[str | None, typer.Option(help="What the VGG weights expect: torchvision or caffe.")] = None,
     adversarial_weight: Annotated[float | None, typer.Option(help="Of the srgan stage (the paper: 1e-3).")] = None,
+    pixel_weight: Annotated[float | None, typer.Option(help="Of the MSE beside a feature loss (the paper: 0).")] = None,
     precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
     blocks: Annotated[int | None, typer.Option(help="Residual blocks, instead of the preset's.")] = None,
@@ -94,7 +95,8 @@ def train(
             raise UsageError(f"expected {flag} out of {', '.join(known)}, got {word!r}")
     chosen: dict[str, Any] = {option: value for option, (value, _) in choices.items()}
     chosen |= {"steps": steps, "batch": batch, "crop": crop, "learning_rate": learning_rate}
-    chosen |= {"clip": clip, "seed": seed, "adversarial_weight": adversarial_weight, "sync_bn": sync_bn or None}
+    chosen |= {"clip": clip, "seed": seed, "sync_bn": sync_bn or None}
+    chosen |= {"adversarial_weight": adversarial_weight, "pixel_weight": pixel_weight}
     shape: dict[str, Any] = {
         key: value for key, value in {"blocks": blocks, "width": width}.items() if value is not None
     }

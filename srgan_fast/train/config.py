@@ -24,13 +24,15 @@ class TrainConfig:
     `decay` says how the learning rate goes from `learning_rate` to `final_learning_rate`: in one drop at half of the
     steps, as the paper does for SRGAN, or along a half cosine. `degradation` says where LR comes from: made from HR by
     one of two kernels, or read from a folder of pairs. `batch` is that of all ranks together; with `sync_bn` batch
-    normalisation looks at all of it, else at the rows of each rank.
+    normalisation looks at all of it, else at the rows of each rank. `pixel_weight` adds the MSE, so weighted, to a loss
+    of features, which the paper does not: features poorer than VGG's leave patterns in the picture; it keeps them down.
     """
 
     stage: Literal["srresnet", "srgan"] = "srresnet"
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     content: Content = "mse"
     adversarial_weight: float = 1e-3
+    pixel_weight: float = 0.0
     vgg_reduction: Literal["paper", "mean"] = "paper"
     vgg_input: Literal["torchvision", "caffe"] = "torchvision"
     degradation: Literal["bicubic", "gaussian", "pairs"] = "bicubic"
@@ -56,6 +58,8 @@ class TrainConfig:
             raise UsageError("expected batch and steps of at least 1 and a finite learning rate above 0")
         if not 0 <= self.clip < math.inf:
             raise UsageError(f"expected clip of at least 0 (0 clips nothing), got {self.clip}")
+        if not 0 <= self.pixel_weight < math.inf or (self.pixel_weight and self.content == "mse"):
+            raise UsageError(f"expected a finite pixel weight of at least 0, beside features, got {self.pixel_weight}")
         if not 0 <= self.adversarial_weight < math.inf:
             raise UsageError(f"expected a finite adversarial weight of at least 0, got {self.adversarial_weight}")
         if not 0 <= self.seed < _SEEDS:

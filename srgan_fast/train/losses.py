@@ -27,18 +27,20 @@ class PerceptualLoss(nn.Module):
     """Squared distance of scaled feature maps (equation 5).
 
     `reduction` "paper" sums over channels and averages over positions and the batch; "mean" averages over all.
+    `pixel_weight` adds `mse`, so weighted.
     """
 
-    def __init__(self, features: Features, reduction: str) -> None:
+    def __init__(self, features: Features, reduction: str, pixel_weight: float = 0.0) -> None:
         super().__init__()
-        self.features, self.reduction = features, reduction
+        self.features, self.reduction, self.pixel_weight = features, reduction, pixel_weight
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
         # Autocast hands over bfloat16, which is coarser than the grey levels that the features are to tell apart.
         got, want = self.features.pair(sr.float(), hr)
         difference = (got.float() - want.float()) * _VGG_SCALE
         total = difference.square()
-        return total.sum(1).mean() if self.reduction == "paper" else total.mean()
+        distance = total.sum(1).mean() if self.reduction == "paper" else total.mean()
+        return distance + self.pixel_weight * mse(sr, hr) if self.pixel_weight else distance
 
 
 def adversarial(logits_sr: Tensor) -> Tensor:

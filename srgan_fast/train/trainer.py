@@ -454,6 +454,8 @@ def _content(config: TrainConfig, features: Path | None) -> losses.Content:
     if config.content == "mse":
         return losses.mse
     if config.content == "squeezenet":
-        return losses.PerceptualLoss(load_squeezenet(features), config.vgg_reduction)
+        return losses.PerceptualLoss(load_squeezenet(features), config.vgg_reduction, config.pixel_weight)
     layer = {"vgg22": (2, 2), "vgg54": (5, 4)}[config.content]
-    return losses.PerceptualLoss(load_vgg19(*layer, features, config.vgg_input), config.vgg_reduction)
+    return losses.PerceptualLoss(
+        load_vgg19(*layer, features, config.vgg_input), config.vgg_reduction, config.pixel_weight
+    )
