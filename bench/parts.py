@@ -440,6 +440,7 @@ def _each_op_once(implementation: str) -> None:
     """What compute-sanitizer watches; by sm90 a few small shapes, as its checks of kernels are watched too."""
     import torch
 
+    from srgan_fast.bench import train_kernel
     from srgan_fast.bench.device import synchronise
     from srgan_fast.bench.kernel import all_ops
     from srgan_fast.kernels import ON_HOPPER, hopper, only
@@ -453,6 +454,8 @@ def _each_op_once(implementation: str) -> None:
                 calls = [case.inputs(DEVICE, torch.float16) for case in op.CASES]
             for arguments in calls:
                 op.run(**arguments)
+        if implementation == "triton":
+            train_kernel.exercise(DEVICE)
     synchronise(DEVICE)
     if implementation == "sm90" and (failures := hopper.failures(torch.device(DEVICE))):
         # Triton ran in its place, and nothing was watched.

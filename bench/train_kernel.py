@@ -7,7 +7,7 @@ A kernel stays in the networks only where it pays here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -175,6 +175,12 @@ def measure(name: str, runs: int, device: str, *, batch: int = BATCH) -> list[di
             fields = {key: value for key, value in one.items() if key != "suite"}
             found.append(record("train_kernel", name, **fields, derived=derived))
     return found
+
+
+def exercise(device: str) -> None:
+    """Forward and backward of each layer by the kernels, on small maps: for tools that watch memory."""
+    for layer in PAIRS.values():
+        _results(layer.by_kernels, replace(layer, size=7).arguments(2, device, torch.bfloat16), torch.bfloat16)
 
 
 def _call(side: Callable[[Tensors], Tensor], given: Tensors, *, both: bool) -> Callable[[], object]:

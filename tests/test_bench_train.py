@@ -17,7 +17,7 @@ from small_steps import small_networks
 from torch import Tensor, nn
 
 from srgan_fast import weights
-from srgan_fast.bench import ceiling, parts, plot, precision, readme, table, train, train_kernel, work
+from srgan_fast.bench import ceiling, kernel, parts, plot, precision, readme, table, train, train_kernel, work
 from srgan_fast.bench.claims import judge, load_claims, verify
 from srgan_fast.bench.figures import loss_difference, timed_figures
 from srgan_fast.bench.record import content_id, latency, sources_behind
@@ -248,10 +248,10 @@ def test_a_compiler_that_fails_is_a_reason(small: None, monkeypatch: pytest.Monk
         self._compiled_call_impl = call
 
     monkeypatch.setattr(nn.Module, "compile", fail)
-    monkeypatch.setitem(train._COMPILE_MODES, "cpu", ("max-autotune", "default"))
+    monkeypatch.setitem(train._COMPILE_MODES, "cpu", ("reduce-overhead", "default"))
     left_out = measured(train.STAGES[0], compiled=True)["plain fp32"]["left_out"]
     assert left_out["compile bf16"] == "RuntimeError: no C++ compiler"
-    assert tried == ["max-autotune", "default"]
+    assert tried == ["reduce-overhead", "default"]
     monkeypatch.setattr(train, "measured_in", lambda *_: (_ for _ in ()).throw(SRGANFastError("not done after 1 s")))
     found = train.in_child(1, train.STAGES[0], "small", 1, "cpu")
     assert found[2]["left_out"]["compile bf16"] == "not done after 1 s"
@@ -316,6 +316,20 @@ def test_a_wrong_training_kernel_shows_no_speed(what: str, interpreted: None, mo
     found = train_kernel.measure("BN, skip", 1, "cpu", batch=2)
     assert [one["quality"]["gate"] for one in found] == ["pass", "fail"] * 2
     assert all(bool(one["derived"]) == (one["impl"] == "torch") for one in found)
+
+
+def test_what_a_sanitizer_watches(interpreted: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every op, and for Triton forward and backward of every layer that is timed."""
+    ran: list[str] = []
+    for name in ("batchnorm_act", "conv3x3_stats", "pixelshuffle_prelu"):
+        honest = getattr(train_kernel, name)
+        monkeypatch.setattr(train_kernel, name, lambda *given, f=honest, n=name: ran.append(n) or f(*given))
+    monkeypatch.setattr(parts, "DEVICE", "cpu")
+    monkeypatch.setattr(kernel, "all_ops", dict)
+    parts._each_op_once("sm90")
+    assert ran == []
+    parts._each_op_once("triton")
+    assert ran == ["batchnorm_act", *["conv3x3_stats", "batchnorm_act"] * 2, "pixelshuffle_prelu"]
 
 
 def test_training_kernels_need_a_gpu() -> None:
