@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import together
 from training import TINY, photos, small
 
 from srgan_fast import weights
 from srgan_fast.errors import TrainingError
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.train import checkpoint, statistics
+from srgan_fast.train.distributed import World
 from srgan_fast.train.log import read_log
 from srgan_fast.train.statistics import reestimated
 from srgan_fast.train.trainer import Trainer
@@ -157,6 +159,25 @@ def test_terms_are_read_now_and_then(photos: Path, tmp_path: Path) -> None:
     assert looks == [[0, 1, 2, 3, 4], [5], [6, 7, 8, 9], [6, 7, 8, 9], [10, 11]]
     _, events = read_log(tmp_path)
     assert [event["why"] for event in events if event["event"] == "rollback"] == ["content is inf at step 8"]
+
+
+def spoilt_rank(world: World, photos: Path, out: Path) -> tuple[int, int, list[int], str]:
+    trainer = Trainer(RUN, photos, out, save_every=2, device="cpu", world=world)
+    seen: list[int] = []
+    spoil = poison(trainer, 4, times=world.rank)  # of rank 1 alone, where a save is due
+
+    def progress(step: int, record: Any) -> None:
+        seen.append(step)
+        spoil(step, record)
+
+    trainer.run(progress)
+    return trainer.position, trainer.salt, seen, weights.digest(trainer.step.average.state_dict())
+
+
+def test_ranks_go_back_together(photos: Path, tmp_path: Path) -> None:
+    one, other = together(spoilt_rank, photos, tmp_path)
+    assert one == other
+    assert one[:3] == (6, 1, [1, 2, 3, 4, 3, 4, 5, 6])
 
 
 def lows(count: int) -> Callable[[int], torch.Tensor]:
