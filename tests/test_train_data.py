@@ -443,10 +443,10 @@ def test_damaged_and_foreign_packs(
     assert len(open_pack(target)) == 3
     code, _, err = run("pack", "--verify", target)
     assert (code, "its pixels do not match its digest" in err) == (2, True)
-    # What the parser raises for a file without permission has no errno.
-    monkeypatch.setattr("safetensors.safe_open", lambda *_, **__: raised(PermissionError("denied")))
-    with pytest.raises(InputError, match=f"cannot read {target}: denied; check its permissions"):
-        open_pack(target)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *_: raised(PermissionError(13, "Permission denied")))
+        with pytest.raises(InputError, match=f"cannot read {target}: Permission denied; check its permissions"):
+            open_pack(target)
     with pytest.raises(UsageError, match="name a file that srgan-fast pack wrote"):
         open_pack(tmp_path / "nowhere.pack")
 

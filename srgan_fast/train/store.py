@@ -377,11 +377,12 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UsageError(f"expected a pack of training images, got {path}; name a file that srgan-fast pack wrote")
     try:
+        path.open("rb").close()  # safetensors says of a file without permission that it does not exist
         with safetensors.safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
+        raise InputError(f"cannot read {path}: {error.strerror}; check its permissions") from error
     except Exception as error:  # the parser's own
         raise _unusable(path, (str(error).splitlines() or [type(error).__name__])[0][:100]) from error
     if metadata.get("format") != _FORMAT or not {"digest", "index"} <= metadata.keys():
