@@ -242,7 +242,7 @@ def load_squeezenet(path: Path | None) -> SqueezeNet:
     Raises:  InputError if there is no file; WeightsError if it does not fit
     """
     if path is None or not path.is_file():
-        raise InputError(f"SqueezeNet's weights are needed, got {path}; give a file as --squeezenet-weights")
+        raise InputError(f"SqueezeNet's weights are needed, got {path or 'no file'}; give one as --squeezenet-weights")
     layers = _read(path)
     network = SqueezeNet()
     modules: dict[str, Any] = {"conv1": network.conv1}

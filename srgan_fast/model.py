@@ -44,7 +44,8 @@ class GeneratorConfig:
         if self.scale not in (2, 4, 8):
             raise ValueError(f"expected scale 2, 4 or 8, got {self.scale}")
         if self.blocks < 0 or self.width < 1 or self.kernel % 2 == 0:
-            raise ValueError(f"expected blocks >= 0, width >= 1 and an odd kernel, got {self}")
+            got = f"{self.blocks}, {self.width} and {self.kernel}"
+            raise ValueError(f"expected blocks >= 0, width >= 1 and an odd kernel, got {got}")
 
 
 def _prelu(kind: PReLU, width: int) -> nn.PReLU:

@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from training import TINY, photos, small, start_of
 
 from srgan_fast import weights
-from srgan_fast.errors import InputError, UsageError
+from srgan_fast.errors import InputError, OutputError, UsageError
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import losses
 from srgan_fast.train import trainer as trainer_module
@@ -80,6 +81,23 @@ def test_folders_that_do_not_do(photos: Path, tmp_path: Path) -> None:
         Trainer(dataclasses.replace(TINY, stage="srgan"), photos, tmp_path / "gan")
 
 
+def test_a_program_names_files_by_strings(photos: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, steps=1)
+    start = start_of(tmp_path, config)
+    trainer = Trainer(config, str(photos), str(tmp_path / "out"), initial=str(start), validation=str(photos))
+    assert trainer.run() == tmp_path / "out" / "model.safetensors"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_images_are_read(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # By its permissions alone the test would pass any folder to a superuser.
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr("srgan_fast.train.trainer.read_source", lambda *_: pytest.fail("images were read"))
+    with pytest.raises(OutputError, match="cannot write in"):
+        Trainer(TINY, photos, tmp_path)
+
+
 def test_measuring_the_terms_changes_nothing(photos: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(TINY, stage="srgan")
     initial = start_of(tmp_path, config)
@@ -112,12 +130,13 @@ def test_intervals_are_at_least_one_step(photos: Path, tmp_path: Path, option: s
         {"pixel_weight": -1.0, "content": "vgg54"},
         {"learning_rate": math.nan},
         {"learning_rate": math.inf},
+        {"steps": 0},
         {"crop": 16, "content": "vgg54"},
         {"crop": 16, "stage": "srgan"},
     ],
 )
 def test_values_that_cannot_train(change: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected"):
+    with pytest.raises(UsageError, match=r"expected.* got"):
         dataclasses.replace(TINY, **change)
 
 
@@ -160,6 +179,17 @@ def test_pairs_are_cut_and_turned_together(pairs: Path, tmp_path: Path) -> None:
         Trainer(config, pairs / "train", tmp_path / "other")
     with pytest.raises(InputError, match="100x100"):
         Trainer(dataclasses.replace(config, crop=100), pairs, tmp_path / "other")
+
+
+def test_of_pairs_whose_lr_is_not_read_the_hr_images_alone_are_trained_on(pairs: Path, tmp_path: Path) -> None:
+    """Not their LR, and not what the run is judged by."""
+    config = dataclasses.replace(TINY, generator=GeneratorConfig(scale=2, blocks=1, width=4), degradation="gaussian")
+    store = Trainer(config, pairs, tmp_path / "run").store
+    names = ["0.png", "1.png", "2.png", "alone.png", "unlike.png"]
+    assert [tuple(store.image(i).shape) for i in range(len(store))] == [(3, 40, 48)] * len(names)
+    for index, name in enumerate(names):
+        image = torch.from_numpy(np.array(Image.open(pairs / "train" / "high" / name))).permute(2, 0, 1)
+        assert torch.equal(store.image(index), image)
 
 
 def test_validation_takes_the_degradation_of_the_run(photos: Path, tmp_path: Path) -> None:

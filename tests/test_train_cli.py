@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from training import photos, small
 
 from srgan_fast import weights
@@ -83,6 +84,8 @@ def test_slices_of_a_run(run: Run, photos: Path, tmp_path: Path) -> None:
         (("--resume",), 5, "without --resume"),
         (("--init", "nothing.pth"), 2, "nothing.pth"),
         (("--content", "vgg54"), 2, "--vgg-weights"),
+        (("--content", "squeezenet"), 2, "got no file; give one as --squeezenet-weights"),
+        (("--width", "0"), 2, "got 1, 0 and 9; change --blocks or --width"),
         (("--validation", "nowhere"), 2, "nowhere"),
         (("--preset", "paper-srgan-mse"), 2, "--init"),
     ],
@@ -144,6 +147,23 @@ def test_a_pack_of_pairs_trains_by_the_preset_for_pairs(run: Run, tmp_path: Path
     )
     assert code == 0, err
     assert "LR is read" in out
+    assert "gaussian" not in out  # a pack of pairs has no other way
+
+
+@pytest.mark.usefixtures("small")
+def test_a_folder_of_pairs_says_what_of_it_is_read(run: Run, tmp_path: Path) -> None:
+    for part, side in (("high", 40), ("low", 20)):
+        (tmp_path / "pairs" / "train" / part).mkdir(parents=True)
+        Image.new("RGB", (side, side), "teal").save(tmp_path / "pairs" / "train" / part / "0.png")
+    for out, options, said in (
+        ("read", (), "LR is read: "),
+        ("made", ("--degradation", "gaussian"), "high alone, LR made from it"),
+    ):
+        command = ("train", tmp_path / "pairs", tmp_path / out, "--preset", "kaggle-blur-x2", *SHAPE, "--steps", 1)
+        code, told, err = run(*command, *options)
+        assert code == 0, err
+        assert said in told
+        assert "1 images, 0 skipped" in told
 
 
 class Job:

@@ -8,6 +8,7 @@ import gc
 import hashlib
 import os
 import re
+import signal
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -329,6 +330,16 @@ def test_a_folder_is_read_by_its_rules(photos: Path) -> None:
     assert store.digest() == total.hexdigest()
 
 
+def test_a_folder_without_an_image_that_does_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (20, 90)).save(tmp_path / "narrow.png")
+    with pytest.raises(InputError, match=r"got none \(1 skipped: narrow.png: 20x90 is smaller than a 32 crop\); add"):
+        read_images(tmp_path, 32)
+    # By its permissions alone the test would show a superuser every folder.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=r"cannot read .*; check its permissions"):
+        read_images(tmp_path, 32)
+
+
 def test_a_pack_is_the_folder(photos: Path, tmp_path: Path, run: Run) -> None:
     target = tmp_path / "photos.pack"
     code, out, err = run("pack", photos, target, "--smallest", 32)
@@ -402,7 +413,13 @@ def damage(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_damaged_and_foreign_packs(photos: Path, tmp_path: Path, run: Run, tiny: Path) -> None:
+def raised(error: Exception) -> None:
+    raise error
+
+
+def test_damaged_and_foreign_packs(
+    photos: Path, tmp_path: Path, run: Run, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "photos.pack"
     assert run("pack", photos, target, "--smallest", 32)[0] == 0
     whole = target.read_bytes()
@@ -426,6 +443,10 @@ def test_damaged_and_foreign_packs(photos: Path, tmp_path: Path, run: Run, tiny:
     assert len(open_pack(target)) == 3
     code, _, err = run("pack", "--verify", target)
     assert (code, "its pixels do not match its digest" in err) == (2, True)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *_: raised(PermissionError(13, "Permission denied")))
+        with pytest.raises(InputError, match=f"cannot read {target}: Permission denied; check its permissions"):
+            open_pack(target)
     with pytest.raises(UsageError, match="name a file that srgan-fast pack wrote"):
         open_pack(tmp_path / "nowhere.pack")
 
@@ -476,4 +497,18 @@ def test_a_full_disk_and_ctrl_c_leave_nothing(
     monkeypatch.setattr("srgan_fast.train.store.read_rgb", stopped)
     code, _, err = run("pack", photos, target, "--smallest", 32)
     assert (code, "is not written" in err) == (130, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    read = iter(noise((48, 60)))
+
+    def ended(path: Path) -> Tensor:
+        for image in read:
+            return image
+        signal.raise_signal(signal.SIGTERM)
+        return torch.zeros(3, 48, 60, dtype=torch.uint8)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("srgan_fast.train.store.read_rgb", ended)
+    code, _, err = run("pack", photos, target, "--smallest", 32)
+    assert (code, "is not written" in err) == (130, True)
+    assert signal.getsignal(signal.SIGTERM) == before
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]

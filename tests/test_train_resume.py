@@ -223,6 +223,27 @@ def test_nothing_to_resume(photos: Path, tmp_path: Path) -> None:
         Trainer(TINY, photos, tmp_path, resume=True)
 
 
+def test_advice_where_all_checkpoints_are_damaged_does_not_lead_in_a_circle(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without --resume a folder with checkpoints is refused, so that is not what to do."""
+    (tmp_path / "step_00000007.ckpt").write_bytes(b"srgan-fast checkpoint 3\nand no more")
+    with pytest.raises(CheckpointError, match="none that is whole; remove them to begin anew"):
+        Trainer(TINY, photos, tmp_path, resume=True)
+    assert "step_00000007.ckpt is damaged and is passed over" in caplog.text
+
+
+def test_a_run_that_is_past_its_end_is_not_said_to_be_trained(photos: Path, tmp_path: Path) -> None:
+    whole = dataclasses.replace(TINY, steps=3)
+    path = Trainer(whole, photos, tmp_path).run()
+    assert path is not None
+    before = path.read_bytes()
+    with pytest.raises(CheckpointError, match="at step 3, past the 2"):
+        Trainer(dataclasses.replace(TINY, steps=2), photos, tmp_path, resume=True)
+    assert Trainer(whole, photos, tmp_path, resume=True).position == 3
+    assert path.read_bytes() == before
+
+
 def test_a_launcher_that_starts_again_resumes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives the command of the first start, without --resume, and says so in the environment."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -241,8 +262,9 @@ def test_what_may_change_when_a_run_goes_on(photos: Path, tmp_path: Path, caplog
     Trainer(slower, photos, tmp_path, resume=True)
     assert "learning_rate is 1e-05 instead of 0.0001" in caplog.text
     assert "clip is 0.1 instead of 0.0" in caplog.text
-    with pytest.raises(CheckpointError, match="another seed"):
-        Trainer(dataclasses.replace(TINY, seed=1), photos, tmp_path, resume=True)
+    wider = dataclasses.replace(TINY, seed=1, generator=dataclasses.replace(TINY.generator, width=8))
+    with pytest.raises(CheckpointError, match=r"another width \(4 before, 8 now\), seed \(0 before, 1 now\);"):
+        Trainer(wider, photos, tmp_path, resume=True)
 
 
 def test_conditions_that_differ_are_named(

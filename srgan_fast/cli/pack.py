@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -58,10 +59,14 @@ def pack(
                 bar.update(task, completed=count + len(images.skipped))
                 yield picture
 
+        # A pack may be half of a disk: what asks us politely to end must not leave the half that was written.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             digest = write_pack(target, counted(images), images.scale)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped after {count} of {len(images)} images; {target} is not written") from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
     for skipped in images.skipped[:_SHOWN]:
         print(f"skipped {skipped.path.name}: {skipped.reason}")
     if len(images.skipped) > _SHOWN:
@@ -97,9 +102,9 @@ def _check(source: Path, target: Path | None, scale: int, smallest: int, overwri
 
 
 def _images(source: Path, pairs: bool, scale: int, smallest: int) -> Folder | Pairs:
-    from srgan_fast.train.store import Folder, Pairs
+    from srgan_fast.train.store import Folder, Pairs, holds_pairs
 
-    whole = all((source / "train" / part).is_dir() for part in ("high", "low"))
+    whole = holds_pairs(source)
     if not pairs and whole:
         print(f"pairs: {source} holds train/high and train/low")
     if not (pairs or whole):

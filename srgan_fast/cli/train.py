@@ -24,7 +24,7 @@ def train(
         typer.Argument(metavar="IMAGES", help="A folder of HR images or pairs, or a .pack.", readable=False),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.", readable=False)],
-    preset: Annotated[str, typer.Option(help="A recipe; see the README.")] = "paper-srresnet-mse",
+    preset: Annotated[str, typer.Option(help="A recipe; docs/training.md has the list.")] = "paper-srresnet-mse",
     name: Annotated[str, typer.Option(help="The name of the weights file.")] = "model",
     init: Annotated[
         Path | None, typer.Option(help="A generator to start from (needed by the srgan stage).", readable=False)
@@ -70,6 +70,7 @@ def train(
 ) -> None:
     """Train SRResNet or SRGAN by a preset; Ctrl-C saves, --resume goes on as if nothing had happened."""
     from srgan_fast.train.config import PRESETS
+    from srgan_fast.train.store import holds_pairs
 
     if preset not in PRESETS:
         raise UsageError(f"expected a preset of {', '.join(PRESETS)}, got {preset!r}")
@@ -77,7 +78,7 @@ def train(
         raise UsageError(f"expected --name to be the name of a file without a folder, got {name!r}")
     config = PRESETS[preset]
     if degradation is None and config.degradation == "gaussian" and _holds_pairs(data):
-        print(f"LR is read: {data} holds pairs (--degradation gaussian makes LR from HR)")
+        print(f"LR is read: {data} holds pairs{' (--degradation gaussian makes LR from HR)' if data.is_dir() else ''}")
         degradation = "pairs"
     choices: dict[str, tuple[str | None, tuple[str, ...]]] = {
         "content": (content, ("mse", "vgg22", "vgg54", "squeezenet")),
@@ -105,6 +106,8 @@ def train(
     except ValueError as error:
         raise UsageError(f"{error}; change --blocks or --width") from error
     config = dataclasses.replace(config, **{key: value for key, value in chosen.items() if value is not None})
+    if config.degradation != "pairs" and holds_pairs(data):
+        print(f"trained on {data / 'train' / 'high'} alone, LR made from it; --degradation pairs reads LR")
 
     from torch import OutOfMemoryError
 
@@ -191,8 +194,8 @@ def _conclude(trainer: Trainer, path: Path) -> None:
 
 
 def _holds_pairs(data: Path) -> bool:
-    from srgan_fast.train.store import SUFFIX, open_pack
+    from srgan_fast.train.store import SUFFIX, holds_pairs, open_pack
 
     if data.suffix == SUFFIX:
         return open_pack(data).lows is not None
-    return all((data / "train" / part).is_dir() for part in ("high", "low"))
+    return holds_pairs(data)

@@ -97,7 +97,7 @@ def newest(folder: Path) -> Checkpoint | None:
         found = _read(path)
         if isinstance(found, Checkpoint):
             return found
-        _log.warning("%s %s; the one before it is taken", path.name, found)
+        _log.warning("%s %s and is passed over", path.name, found)
     return None
 
 
@@ -108,12 +108,19 @@ def check(found: Checkpoint, config: TrainConfig) -> None:
     """
     # A choice that came after it was written was made as the default is.
     was = {key: _plain(value) for key, value in (asdict(TrainConfig()) | found.config).items()}
-    changed = [key for key, value in asdict(config).items() if was[key] != _plain(value)]
+    now = {key: _plain(value) for key, value in asdict(config).items()}
+    changed = [key for key, value in now.items() if was[key] != value]
     other = sorted(set(changed) - _FREE)
     if other:
+        said = ", ".join(_change(key, was[key], now[key]) for key in other)
         raise CheckpointError(
-            f"the checkpoint of step {found.step} is of a run with another {', '.join(other)}; give what that run had,"
+            f"the checkpoint of step {found.step} is of a run with another {said}; give what that run had,"
             " or start a new folder"
+        )
+    if config.steps < found.step:
+        raise CheckpointError(
+            f"the run is at step {found.step}, past the {config.steps} that were asked for; give --steps of at least"
+            f" {found.step}"
         )
     if "steps" in changed and config.decay != "none":
         _log.warning("the rate falls over %d steps instead of %d from here on: another run", config.steps, was["steps"])
@@ -154,6 +161,13 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    """What differs, before and now; of a record the parts that do."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        return ", ".join(_change(key, was.get(key), value) for key, value in now.items() if was.get(key) != value)
+    return f"{name} ({was} before, {now} now)"
 
 
 def _plain(value: Any) -> Any:

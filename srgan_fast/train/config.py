@@ -55,7 +55,10 @@ class TrainConfig:
         if self.crop % self.generator.scale or self.crop < self.generator.scale:
             raise UsageError(f"expected a crop that is a multiple of scale {self.generator.scale}, got {self.crop}")
         if self.batch < 1 or self.steps < 1 or not 0 < self.learning_rate < math.inf:
-            raise UsageError("expected batch and steps of at least 1 and a finite learning rate above 0")
+            raise UsageError(
+                "expected batch and steps of at least 1 and a finite learning rate above 0,"
+                f" got {self.batch}, {self.steps} and {self.learning_rate}"
+            )
         if not 0 <= self.clip < math.inf:
             raise UsageError(f"expected clip of at least 0 (0 clips nothing), got {self.clip}")
         if not 0 <= self.pixel_weight < math.inf or (self.pixel_weight and self.content == "mse"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,19 @@ def initial_generator(
         _log.warning("%s has no batch normalisation: it is added, with the statistics of ten batches", source.name)
         generator = normalised(network, config.generator, batches)
     else:
-        raise UsageError(f"expected --init to be a generator of {config.generator}, got {model.info.config}")
+        raise UsageError(
+            f"expected --init to be a generator of the run, got one with another {_another(network, config.generator)};"
+            " give such weights, or the options that they were trained with"
+        )
     return generator, {"name": model.info.name, "digest": model.info.digest}
+
+
+def _another(network: nn.Module, wanted: GeneratorConfig) -> str:
+    """What a network has another of, there and in the run."""
+    if not isinstance(network, Generator):
+        return f"architecture ({type(network).__name__})"
+    there, here = asdict(network.config), asdict(wanted)
+    return ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in here if there[key] != here[key])
 
 
 @torch.no_grad()

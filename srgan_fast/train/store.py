@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -132,7 +133,9 @@ class Folder:
 
     def __init__(self, folder: Path, smallest: int) -> None:
         if not folder.is_dir():
-            raise UsageError(f"expected a folder of training images, got {folder}; name an existing folder")
+            raise UsageError(f"expected a folder of images, got {folder}; name an existing folder")
+        if not os.access(folder, os.R_OK | os.X_OK):
+            raise InputError(f"cannot read {folder}; check its permissions")
         self.folder, self.smallest, self.skipped = folder, smallest, list[Skipped]()
         found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         self.paths = sorted(p for p in found if not _is_report(p))
@@ -156,7 +159,7 @@ class Folder:
         if not found:
             raise InputError(
                 f"expected images of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
-                f" ({len(self.skipped)} skipped); add images or lower --crop"
+                f" ({_counted(self.skipped)}); add larger images, or lower --crop (--smallest of srgan-fast pack)"
             )
 
 
@@ -197,7 +200,7 @@ class Pairs:
         if not found:
             raise InputError(
                 f"expected pairs of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
-                f" ({len(self.skipped)} skipped); give high and low the same file names, or lower --crop"
+                f" ({_counted(self.skipped)}); give high and low the same file names, and --scale or --crop that fits"
             )
 
     def _pair(self, stem: str) -> tuple[Tensor, Tensor] | Skipped:
@@ -216,6 +219,11 @@ class Pairs:
         if min(high.shape[1:]) < self.smallest:
             return Skipped(high_path, _too_small(high, self.smallest))
         return high, low
+
+
+def _counted(skipped: list[Skipped]) -> str:
+    """How many were left out, and why the first was: the cause of an empty folder is mostly that of each file."""
+    return f"{len(skipped)} skipped" + "".join(f": {one.path.name}: {one.reason}" for one in skipped[:1])
 
 
 def _too_small(image: Tensor, smallest: int) -> str:
@@ -253,6 +261,21 @@ def read_source(source: Path, smallest: int, scale: int | None = None) -> ImageS
     if source.suffix == SUFFIX or source.is_file():
         return open_pack(source, smallest)
     return read_images(source, smallest) if scale is None else read_pairs(source, scale, smallest)
+
+
+def holds_pairs(folder: Path) -> bool:
+    """Whether a folder holds train/high and train/low."""
+    return all(os.path.isdir(folder / "train" / part) for part in _PARTS)
+
+
+def training_part(data: Path, *, pairs: bool) -> Path:
+    """The part of a user's data to train on.
+
+    Of a folder of pairs that is high and low under train, or the HR images alone: neither LR images nor those of val.
+    """
+    if pairs and data.is_dir():
+        return data / "train"
+    return data / "train" / "high" if holds_pairs(data) else data
 
 
 def write_pack(path: Path, pictures: Iterable[tuple[Tensor, Tensor | None]], scale: int = 0) -> str:
@@ -354,6 +377,7 @@ def _mapped(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not path.is_file():
         raise UsageError(f"expected a pack of training images, got {path}; name a file that srgan-fast pack wrote")
     try:
+        path.open("rb").close()  # safetensors says of a file without permission that it does not exist
         with safetensors.safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118

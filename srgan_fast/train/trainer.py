@@ -34,7 +34,7 @@ from srgan_fast.train.report import environment, rates, write_report
 from srgan_fast.train.statistics import normalises, reestimated, whole_lr
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
 from srgan_fast.train.stop import TimeLimit, stop_requests
-from srgan_fast.train.store import read_source
+from srgan_fast.train.store import read_source, training_part
 from srgan_fast.train.validation import middle_crops, read_validation, validate
 
 _log = logging.getLogger(__name__)
@@ -64,15 +64,15 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        data: Path,
-        out: Path,
+        data: Path | str,
+        out: Path | str,
         *,
         name: str = "model",
         resume: bool = False,
-        initial: Path | None = None,
-        validation: Path | None = None,
-        vgg_weights: Path | None = None,
-        squeezenet_weights: Path | None = None,
+        initial: Path | str | None = None,
+        validation: Path | str | None = None,
+        vgg_weights: Path | str | None = None,
+        squeezenet_weights: Path | str | None = None,
         save_every: int = 1000,
         validate_every: int = 1000,
         device: torch.device | str = "auto",
@@ -83,6 +83,11 @@ class Trainer:
         resident: bool | None = None,
         world: World | None = None,
     ) -> None:
+        data, out = Path(data), Path(out)
+        features = vgg_weights if config.content.startswith("vgg") else squeezenet_weights
+        initial, validation, features = (
+            None if given is None else Path(given) for given in (initial, validation, features)
+        )
         self.config, self.out, self.name = config, out, name
         self.save_every, self.validate_every = save_every, validate_every
         smallest = min(save_every, validate_every, save_every if log_every is None else log_every)
@@ -104,8 +109,8 @@ class Trainer:
                 made = _make_folder(out)
             found = self._found(resume=resume)
             pairs = config.degradation == "pairs"
-            folder = data / "train" if pairs and data.is_dir() else data
-            self.store = read_source(folder, config.crop, config.generator.scale if pairs else None)
+            training = training_part(data, pairs=pairs)
+            self.store = read_source(training, config.crop, config.generator.scale if pairs else None)
             self.batches = Batches(
                 self.store, config, self.device, rank=self.world.rank, ranks=self.world.size, resident=resident
             )
@@ -119,7 +124,6 @@ class Trainer:
             self._seconds = 0.0
             self.summary: dict[str, Any] = {}
             self.initial: dict[str, str] | None = None
-            features = vgg_weights if config.content.startswith("vgg") else squeezenet_weights
             self.step = self._make_step(found, initial, features, step, kernels)
             self._closing.callback(self.step.close)
             self.terms: dict[str, float] = {}
@@ -229,9 +233,9 @@ class Trainer:
             if found is not None:
                 checkpoint.check(found, self.config)
             elif resume and not (restarted or may_restart):
-                raise CheckpointError(
-                    f"expected a checkpoint in {self.out}, found none that is whole; start without --resume"
-                )
+                damaged = checkpoint.checkpoints(self.out)
+                cure = "remove them to begin anew, or name another folder" if damaged else "start without --resume"
+                raise CheckpointError(f"expected a checkpoint in {self.out}, found none that is whole; {cure}")
         return self.world.share(found)
 
     def _make_step(
@@ -448,6 +452,8 @@ def _make_folder(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"cannot make {folder}: {error.strerror}; name a folder that can be written") from error
+    if not os.access(folder, os.W_OK | os.X_OK):  # found out now, not when all images are decoded
+        raise OutputError(f"cannot write in {folder}; check its permissions, or name another folder")
     return missing
 
 
