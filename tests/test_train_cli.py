@@ -37,7 +37,7 @@ def test_a_run_says_what_it_is_and_what_came_out(run: Run, photos: Path, tmp_pat
     for said in (
         "3 images, 2 skipped; step 0 of 4",
         "step eager on cpu; images held there",
-        "batch statistics estimated anew on 3 whole images: validation",
+        "batch statistics estimated anew on 32 batches: validation",
         "images/s, the loader took",
         "trained 4 steps ->",
         "report.md",

@@ -31,7 +31,7 @@ from srgan_fast.train.init import initial_generator
 from srgan_fast.train.log import RunLog
 from srgan_fast.train.meter import Meter
 from srgan_fast.train.report import environment, rates, write_report
-from srgan_fast.train.statistics import normalises, reestimated, whole_lr
+from srgan_fast.train.statistics import normalises, reestimated
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
 from srgan_fast.train.stop import TimeLimit, stop_requests
 from srgan_fast.train.store import read_source, training_part
@@ -40,6 +40,8 @@ from srgan_fast.train.validation import middle_crops, read_validation, validate
 _log = logging.getLogger(__name__)
 _FIRST_BATCHES = 10
 _SAMPLES = 4
+# Batches that statistics for inference are taken from: 295,000 positions of a map with the paper's.
+_STATISTICS = 32
 # Rollbacks to one checkpoint: other batches may save a run once or twice, then it is the recipe that diverges.
 _ROLLBACKS = 3
 # Steps between two looks at the terms: a look waits for the device, which costs a CPU nothing.
@@ -178,16 +180,18 @@ class Trainer:
     def export(self) -> Path:
         """Write the averaged generator as a weights file with its recipe, and the report of the run.
 
-        Where it has batch statistics they are estimated anew on whole images; the training state stays as it is.
+        Where it has batch statistics they are estimated anew on the run's batches; the training state stays as it is.
         """
         path = self.out / f"{self.name}.safetensors"
         if self.world.main:
             network, before = self.step.average, self.validate()
             scores, statistics = before, {}
             if normalises(network):
-                network, count = reestimated(network, len(self.store), lambda i: whole_lr(self.store, self.config, i))
+                network = reestimated(network, (self.batches(index, self.salt)[0] for index in range(_STATISTICS)))
                 scores = validate(network, self.validation) if self.validation else {}
-                statistics = {"images": count} | {f"{key}_before": value for key, value in before.items()} | scores
+                statistics = (
+                    {"batches": _STATISTICS} | {f"{key}_before": value for key, value in before.items()} | scores
+                )
                 self._tell({"event": "statistics", "step": self.position, **statistics})
             around = environment(self.device)
             recipe = {
