@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srgan_fast.backends import select
-from srgan_fast.errors import MemoryBudgetError, ShapeError, UsageError
+from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.memory import give_back_freed, parse_memory, resident_bytes
 from srgan_fast.tiling import SMALLEST_TILE, Plan, plan, tiles
 from srgan_fast.weights import Model, load
@@ -159,7 +159,7 @@ class Upscaler:
 def resolved(device: str) -> str:
     """The device that a name means; `auto` is the GPU if there is one.
 
-    Raises:  UsageError for another name, or a GPU that is not there
+    Raises:  UsageError for another name; BackendUnavailable for a GPU that is not there
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -170,7 +170,7 @@ def resolved(device: str) -> str:
     if kind not in ("cpu", "cuda"):
         raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {device} was asked for, but torch sees no NVIDIA GPU; see srgan-fast check")
+        raise BackendUnavailable(f"device {device} was asked for, but torch sees no NVIDIA GPU; give --device cpu")
     return device
 
 

@@ -24,7 +24,7 @@ from srgan_fast.bench.record import ROOT, content_id, latency, record, source_di
 from srgan_fast.bench.timer import interleave
 from srgan_fast.cli.bench import _append, bench
 from srgan_fast.cli.check import check
-from srgan_fast.errors import InputError, MemoryBudgetError, OutputError, ParityError, UsageError
+from srgan_fast.errors import BackendUnavailable, InputError, MemoryBudgetError, OutputError, ParityError, UsageError
 from srgan_fast.kernels import parity
 from srgan_fast.weights import load
 
@@ -189,7 +189,7 @@ def test_bf16_does_not_pass_for_fp32() -> None:
 def test_a_device_that_is_not_there(tiny: str) -> None:
     if torch.cuda.is_available():
         pytest.skip("has a GPU")
-    with pytest.raises(UsageError, match="no NVIDIA GPU"):
+    with pytest.raises(BackendUnavailable, match="no NVIDIA GPU"):
         frame.measure(tiny, 9, 7, 1, "cuda")
 
 

@@ -107,6 +107,10 @@ class Trainer:
             else:
                 self.world, self.device = world, torch.device(device)
             self.log_every = log_every or _LOG_EVERY[self.device.type]
+            if self.device.type == "cuda":
+                # Every batch has one shape: cuDNN may try out what is fastest for it, as where steps are timed.
+                self._closing.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+                torch.backends.cudnn.benchmark = True
             if self.world.main:
                 made = _make_folder(out)
             found = self._found(resume=resume)
@@ -344,7 +348,7 @@ class Trainer:
             speed = {"images_per_s": self.config.batch / (told["loader_s"] + told["step_s"])}
             records.append({"step": step, **told, "learning_rate": learning_rate(self.config, step - 1), **speed})
         if self.world.main and records:
-            if self.position % self.validate_every == 0:
+            if self._due(self.validate_every):
                 records[-1] |= self.validate()
                 self._show_samples()
             self._tell(*records)
