@@ -6,7 +6,7 @@ GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
 TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
 
-.PHONY: demo test slow soak kernels bench gpu gpu-stamp lint wheel clean
+.PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +44,10 @@ gpu-stamp: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: --upgrade \
 	  --python-version $(GPU_PYTHON_VERSION) -c requirements.lock --target .gpu-site \
 	  safetensors hypothesis sortedcontainers pillow
+
+# The weights that ship, in slices that may be cut off anywhere: make train-default ARGS="photos/ runs/ --slices 1"
+train-default: $(READY)
+	$(BIN)/python tools/train_default.py $(ARGS)
 
 # Parity by op, on the GPU or in the interpreter; registers, shared memory and instructions by architecture.
 kernels: $(READY)

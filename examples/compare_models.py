@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from srgan_fast import Upscaler
 from srgan_fast.resize import imresize_down, imresize_up
 
-MODELS = ("srresnet_x4_small", "srresnet_x4", "srgan_x4")
+MODELS = ("srresnet_x4_small", "srresnet_x4")
 # HR pixels: left, top of the crops; each is shown twice as large.
 CROPS = ((300, 60), (620, 250), (180, 400), (560, 340))
 SIZE, ZOOM, TITLE = 112, 2, 18

@@ -185,6 +185,7 @@ def _conclude(trainer: Trainer, path: Path) -> None:
         effect = ""
         if scores:
             effect = f": validation {statistics['val_psnr_db_before']:.3f} -> {statistics['val_psnr_db']:.3f} dB"
+            effect += ", so those of training are kept" if statistics["kept"] == "before" else ""
         print(f"batch statistics estimated anew on {statistics['batches']} batches{effect}")
     if scores:
         print(f"validation: {scores['val_psnr_db']:.3f} dB, SSIM {scores['val_ssim']:.4f} (y601)")

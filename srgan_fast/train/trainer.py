@@ -184,18 +184,15 @@ class Trainer:
     def export(self) -> Path:
         """Write the averaged generator as a weights file with its recipe, and the report of the run.
 
-        Where it has batch statistics they are estimated anew on the run's batches; the training state stays as it is.
+        Where it has batch statistics they are estimated anew on the run's batches, and kept unless they are worse on
+        the validation images; the training state stays as it is.
         """
         path = self.out / f"{self.name}.safetensors"
         if self.world.main:
-            network, before = self.step.average, self.validate()
-            scores, statistics = before, {}
+            network, scores = self.step.average, self.validate()
+            statistics: dict[str, Any] = {}
             if normalises(network):
-                network = reestimated(network, (self.batches(index, self.salt)[0] for index in range(_STATISTICS)))
-                scores = validate(network, self.validation) if self.validation else {}
-                statistics = (
-                    {"batches": _STATISTICS} | {f"{key}_before": value for key, value in before.items()} | scores
-                )
+                network, scores, statistics = self._settled(network, scores)
                 self._tell({"event": "statistics", "step": self.position, **statistics})
             around = environment(self.device)
             recipe = {
@@ -225,6 +222,17 @@ class Trainer:
             write_report(self.out, self.summary)
         self.world.barrier()
         return path
+
+    def _settled(
+        self, network: Generator, before: dict[str, float]
+    ) -> tuple[Generator, dict[str, float], dict[str, Any]]:
+        """The averaged generator with the batch statistics to save, its scores, and what became of both."""
+        found = reestimated(network, (self.batches(index, self.salt)[0] for index in range(_STATISTICS)))
+        after = validate(found, self.validation) if self.validation else {}
+        told = {"batches": _STATISTICS} | {f"{key}_before": value for key, value in before.items()} | after
+        if after and after["val_psnr_db"] < before["val_psnr_db"]:
+            return network, before, told | {"kept": "before"}
+        return found, after, told | {"kept": "anew"}
 
     def _found(self, *, resume: bool) -> Checkpoint | None:
         """The checkpoint to go on from, which rank 0 reads for all; None for a run from the beginning."""
