@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 import torch
 
 from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
-from srgan_fast.tensorrt.library import load, logger, mark, on, said, tensor_shape
+from srgan_fast.tensorrt.library import checked, load, logger, mark, on, said, tensor_shape
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -184,9 +184,7 @@ def _build(onnx: bytes, options: BuildOptions, precision: str, timing: bytes, wa
     for profile in options.profiles:
         _add_profile(builder, config, network.get_input(0), profile, since)
     _use_timing(config, timing)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BackendUnavailable(f"TensorRT cannot build the engine: {said(since)}")
+    plan = checked(builder.build_serialized_network(network, config), "TensorRT cannot build the engine", since)
     return Built(bytes(plan), bytes(config.get_timing_cache().serialize()))
 
 

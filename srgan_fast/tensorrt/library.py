@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -27,6 +27,8 @@ _PACKAGES = {"tensorrt-cu11": 11, "tensorrt-cu12": 12, "tensorrt-cu13": 13}
 _KEPT_ERRORS = 8
 # What TensorRT says where memory is short; the first reads as if the network were to blame.
 _SHORT_OF_MEMORY = ("couldnotfindanyimplementation", "insufficientmemory", "insufficientworkspace", "outofmemory")
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -196,10 +198,11 @@ def said(since: int) -> str:
     return text
 
 
-def checked(done: object, what: str, since: int) -> None:
-    """Take nothing for done that TensorRT says is not: False, or None where an object was asked for.
+def checked(result: Result | None, what: str, since: int) -> Result:
+    """What TensorRT has given; it says by False, or None where an object was asked for, that it has failed.
 
     Raises:  BackendUnavailable with what was tried and why it failed
     """
-    if done is None or done is False:
+    if result is None or result is False:
         raise BackendUnavailable(f"{what}: {said(since)}")
+    return result

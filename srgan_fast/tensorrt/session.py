@@ -104,7 +104,9 @@ class Engine:
         Raises:  ShapeError for frames that it does not take; BackendUnavailable where TensorRT fails
         """
         if not frames.dtype == out.dtype == self.dtype:
-            raise ShapeError(f"expected frames and out in {self.dtype}, got {frames.dtype} and {out.dtype}; convert them")
+            raise ShapeError(
+                f"expected frames and out in {self.dtype}, got {frames.dtype} and {out.dtype}; convert them"
+            )
         # The lock covers launches, and never waits for the GPU: a context takes one caller at a time.
         with self._enqueue, torch.inference_mode(), self._inside(frames, out):
             n, h, w, _ = frames.shape
@@ -157,8 +159,9 @@ class Engine:
         since = mark()
         try:
             # Memory of its own would be that of the largest frames that the engine takes, once for each context.
-            context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            checked(context, "TensorRT makes no execution context", since)
+            strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+            context = self._engine.create_execution_context(strategy)
+            context = checked(context, "TensorRT makes no execution context", since)
             switched = context.set_optimization_profile_async(narrowest, self._handle())
             checked(switched, f"TensorRT does not take profile {narrowest}", since)
             shape = tensor_shape(frames, 3, self._kind)
@@ -168,7 +171,7 @@ class Engine:
             working = context.update_device_memory_size_for_shapes()
         except RuntimeError as error:
             raise BackendUnavailable(f"TensorRT fails with frames of {frames}: {error}; {said(since)}") from error
-        return _Planned(context, working, shape, tuple(context.get_tensor_shape(self._output)), self.dtype)
+        return _Planned(context, working, shape, context.get_tensor_shape(self._output)[:], self.dtype)
 
     def _bound(self, plan: _Planned) -> _Ready:
         """Give a context its memory and its addresses, and capture its work."""
@@ -198,7 +201,7 @@ class Engine:
         return _Ready(replay, lr, hr, context)
 
     def _profile(self, index: int) -> Profile:
-        shapes = [tuple(shape) for shape in self._engine.get_tensor_profile_shape(self._input, index)]
+        shapes = [shape[:] for shape in self._engine.get_tensor_profile_shape(self._input, index)]
         rows = 1 if self.dtype == torch.uint8 else 2
         low, tuned, high = ((shape[0], shape[rows], shape[rows + 1]) for shape in shapes)
         return Profile(low, tuned, high)
