@@ -24,7 +24,7 @@ from ahead_of_time import assumed
 from op_parity import judge, judge_backward
 
 from srgan_fast import kernels, weights
-from srgan_fast.backends import fused
+from srgan_fast.backends import fused, selfcheck
 from srgan_fast.errors import BackendUnavailable
 from srgan_fast.kernels import implicit_gemm, moments
 from srgan_fast.kernels.cases import Case, Draw
@@ -646,4 +646,4 @@ def test_the_self_check_refuses_a_broken_kernel(
 def small_check(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame that the interpreter manages in a second: every tap meets it, and its larger maps cross tiles."""
     if device == "cpu":
-        monkeypatch.setattr(fused, "_CHECK_SIZE", (6, 9))
+        monkeypatch.setattr(selfcheck, "CHECK_SIZE", (6, 9))
