@@ -317,4 +317,13 @@ def _add_builder(fake: Any, old: bool) -> None:
         def get_error(self, index: int) -> Any:
             return SimpleNamespace(desc=lambda: self.errors[index])
 
-    fake.Builder, fake.OnnxParser = Builder, OnnxParser
+    for each in (
+        Builder,
+        IBuilderConfig,
+        IHostMemory,
+        INetworkDefinition,
+        IOptimizationProfile,
+        ITimingCache,
+        OnnxParser,
+    ):
+        setattr(fake, each.__name__, each)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import logging
+import re
 import signal
 import sys
 import threading
@@ -47,6 +50,65 @@ def graphs(model: weights.Model) -> dict[str, bytes]:
 
 def built(graph: bytes, options: BuildOptions = OPTIONS, precision: str = "fp32", **more: Any) -> Built:
     return build(graph, options, device="cpu", precision=precision, **more)
+
+
+@pytest.fixture(scope="module")
+def api() -> Any:
+    """The tool that reads the real bindings, where a maintainer has them, and our declaration of them."""
+    path = Path(__file__).parent.parent / "tools" / "check_trt_api.py"
+    spec = importlib.util.spec_from_file_location("check_trt_api", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_trt_api"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what is declared of the library, and of whom
+
+
+def test_the_double_has_what_is_declared(trt: Any, api: Any) -> None:
+    """Under the same names, with the same parameters: mypy checks us against the one, tests against the other."""
+    wanted, seen = api.declared(), set()
+    for name, about in wanted.items():
+        owner, _, last = name.rpartition(".")
+        holder = trt
+        for part in owner.split(".") if owner else ():
+            holder = getattr(holder, part, None)
+        if holder is None or owner in ("Dims", "ILogger", "IProgressMonitor"):
+            continue  # these are callbacks of ours, and a tuple
+        member = getattr(holder, last, None)
+        if not owner and member is None:
+            continue  # an object that only another one gives out
+        assert member is not None, name
+        seen.add(name)
+        if about.kind == "method":
+            takes = list(inspect.signature(member).parameters)[1:]
+            assert takes[: len(about.parameters)] == [each[0] for each in about.parameters], name
+    assert len(seen) > 75
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "match"),
+    [
+        ("IExecutionContext.execute_async_v3", None, "is not there"),
+        (
+            "IExecutionContext.execute_async_v3",
+            "execute_async_v3(self: t.IExecutionContext, stream: typing.SupportsInt) -> bool",
+            r"not as declared, but \(stream: int\) -> bool",
+        ),
+        (
+            "Builder.create_network",
+            "create_network(self: t.Builder, flags: int) -> t.INetworkDefinition",
+            r"not as declared, but \(flags: int\)",
+        ),
+        ("IBuilderConfig.max_aux_streams", "(arg0: t.IBuilderConfig) -> int", "cannot be set"),
+        ("ICudaEngine.num_io_tensors", "(arg0: t.ICudaEngine) -> str", "a property of str, not a property of int"),
+    ],
+)
+def test_bindings_that_have_changed_are_told(api: Any, name: str, said: str | None, match: str) -> None:
+    kind = "property" if str(said).startswith("(") else "method"
+    got = None if said is None else {"kind": kind, "settable": False, "said": said}
+    assert re.search(match, api.complaint(name, api.declared()[name], got))
 
 
 # --- the library --------------------------------------------------------------------------------------------------
