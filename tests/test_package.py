@@ -25,6 +25,7 @@ LAYERS = [
     {"errors", "atomic"},
     {"model", "resize", "memory", "graph", "kernels"},
     {"calibration", "weights", "community", "layers", "features", "image", "rewrite", "tiling"},
+    {"export", "tensorrt"},
     {"backends"},
     {"upscaler"},
     {"evaluate"},
