@@ -13,6 +13,7 @@ import hashlib
 import importlib.machinery
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -127,7 +128,7 @@ def capture(work: Callable[[], object], device: torch.device, stream: object) ->
 def install(monkeypatch: pytest.MonkeyPatch, version: str = VERSIONS[1]) -> Any:
     """Put a double in the place of the library, and let the CPU pass for a GPU of NVIDIA's."""
     fake = make(version)
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", fake)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake)
     monkeypatch.setattr(library, "_is_nvidia", lambda device: True)
     monkeypatch.setattr(library, "_logger", None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: GPU)

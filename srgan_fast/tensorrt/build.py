@@ -22,6 +22,7 @@ Frames: TypeAlias = tuple[int, int, int]  # n, h, w of LR frames
 
 # The largest map of a x4 network of 64 channels has 1024 values a LR pixel, and TensorRT counts in 31 bits.
 MOST_PIXELS = 2_000_000
+_WAKE_S = 0.1
 _HARDWARE = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}
 
 
@@ -152,10 +153,10 @@ def build(
     # swallow it. A second Ctrl-C stops waiting; the thread is a daemon, and does not keep the process.
     threading.Thread(target=work, name="tensorrt-build", daemon=True).start()
     try:
-        over.wait()
+        _wait_for(over)
     except KeyboardInterrupt:
         watch.cancelled = True
-        over.wait()
+        _wait_for(over)
     if watch.failure is not None:
         raise watch.failure
     if watch.cancelled:
@@ -164,6 +165,12 @@ def build(
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def _wait_for(event: threading.Event) -> None:
+    # A signal that the system hands to another thread is seen only when this one wakes up.
+    while not event.wait(_WAKE_S):
+        pass
 
 
 def _build(onnx: bytes, options: BuildOptions, precision: str, timing: bytes, watch: _Watch) -> Built:
