@@ -20,17 +20,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from srgan_fast.atomic import atomic
+from srgan_fast import private
+from srgan_fast.errors import BackendUnavailable, OutputError
 from srgan_fast.kernels import nvrtc
 from srgan_fast.kernels.nvrtc import Cubin, Specialisation
 
 MOST_BYTES = 256 << 20
 _MAGIC = b"srgan-fast cubin 1\n"
-# What a process that was killed while it wrote has left is removed when no process can be writing it any more.
-_ABANDONED_S = 3600
 # A folder that was named by mistake may hold files of another kind, which are left alone.
 _ENTRY = re.compile(r"[0-9a-f]{64}")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")
 
 _log = logging.getLogger(__name__)
 _memory: dict[str, Cubin] = {}
@@ -109,30 +107,19 @@ class _Progress:
 
 
 def _folder() -> Path | None:
-    """The folder of the cache, made if it is missing; None, with one warning, if it is not safe or not there."""
-    given, base = os.environ.get("SRGAN_FAST_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    """The folder of the cache; None, with one warning, if it is not safe or not there."""
     try:
-        home = Path(base) if base else Path.home() / ".cache"
-        folder = Path(given) if given else home / "srgan-fast" / "cubins"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the user's home
-        _warn(f"{error}")
+        return private.folder("cubins")
+    except BackendUnavailable as error:
+        _warn(str(error))
         return None
-    if found.st_uid != os.geteuid():
-        _warn(f"{folder} belongs to another user")
-        return None
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        _warn(f"others may write into {folder}")
-        return None
-    return folder
 
 
 def _warn(reason: str) -> None:
     """Say once what keeps the cache from being used."""
     if reason not in _warned:
         _warned.add(reason)
-        _log.warning("compiled kernels are not kept: %s; set SRGAN_FAST_CACHE to a folder of your own", reason)
+        _log.warning("compiled kernels are not kept: %s", reason)
 
 
 def _digest(key: str, body: bytes) -> bytes:
@@ -141,9 +128,8 @@ def _digest(key: str, body: bytes) -> bytes:
 
 def _read(path: Path, key: str) -> Cubin | None:
     """An entry; None if there is none, or a damaged one."""
-    try:
-        data = path.read_bytes()
-    except OSError:
+    data = private.read(path)
+    if data is None:
         return None
     start = len(_MAGIC)
     digest, body = data[start : start + 64], data[start + 64 :]
@@ -158,23 +144,20 @@ def _read(path: Path, key: str) -> Cubin | None:
 def _write(path: Path, key: str, cubin: Cubin) -> None:
     body = json.dumps({"symbol": cubin.symbol, "log": cubin.log}).encode() + b"\n" + cubin.image
     try:
-        with atomic(path) as file:
-            file.write(_MAGIC + _digest(key, body) + body)
-    except OSError as error:
-        _warn(f"{path.parent} takes no file ({error.strerror or error})")
+        private.write(path, _MAGIC + _digest(key, body) + body)
+    except OutputError as error:
+        _warn(str(error))
 
 
 def _shrink(folder: Path) -> None:
     """Remove the entries that were not used for the longest time, until the rest are within the bound."""
+    private.sweep(folder)
     entries = []
     with suppress(OSError):
         for path in folder.iterdir():
             with suppress(OSError):  # another process removes some too
                 about = path.stat()
-                if _PART.fullmatch(path.name):
-                    if time.time() - about.st_mtime > _ABANDONED_S:
-                        path.unlink()
-                elif _ENTRY.fullmatch(path.name) and stat.S_ISREG(about.st_mode):
+                if _ENTRY.fullmatch(path.name) and stat.S_ISREG(about.st_mode):
                     entries.append((about.st_mtime, about.st_size, path))
     size = sum(entry[1] for entry in entries)
     for _, freed, path in sorted(entries):

@@ -72,7 +72,8 @@ class Upscaler:
         cut = plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
         if not self._backend.batches or cut.tile is not None:
             return cut
-        together = count if budget is None else max(1, min(count, budget // max(1, cut.peak_bytes)))
+        most = count if cost.most is None else min(count, cost.most[0])
+        together = most if budget is None else max(1, min(most, budget // max(1, cut.peak_bytes)))
         return replace(cut, frames=together, peak_bytes=together * cut.peak_bytes)
 
     def _budget(self, results_bytes: int) -> int | None:

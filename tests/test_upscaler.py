@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from srgan_fast import Upscaler, weights
 from srgan_fast.backends.eager import quantise
 from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.tiling import tiles
+from srgan_fast.tiling import Footprint, plan, tiles
 
 
 def tiny_model(folder: Any, **config: Any) -> weights.Model:
@@ -112,6 +113,39 @@ def test_tiles_cover_once(height: int, width: int, size: int, halo: int) -> None
         assert x0 == max(0, left - halo)
         assert x1 == min(width, right + halo)
     assert (seen == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    rows=st.integers(36, 120),
+    columns=st.integers(36, 120),
+    pixels=st.integers(36 * 36, 8000),
+)
+def test_windows_keep_to_what_a_backend_takes(height: int, width: int, rows: int, columns: int, pixels: int) -> None:
+    cost = Footprint(1.0, 0.0, 0.0, radius=10, tail_radius=0, pixels=pixels, most=(1, rows, columns))
+    cut = plan(cost, height, width, tile=None, budget_bytes=None)
+    if height <= rows and width <= columns and height * width <= pixels:
+        assert cut.tile is None
+        return
+    assert cut.tile is not None
+    for tile in tiles(height, width, cut.tile, 10):
+        top, bottom, left, right = tile.read
+        assert bottom - top <= rows
+        assert right - left <= columns
+        assert (bottom - top) * (right - left) <= pixels
+
+
+def test_what_a_backend_takes_at_no_size_is_said() -> None:
+    cost = Footprint(1.0, 0.0, 0.0, radius=10, tail_radius=0, most=(1, 30, 40))
+    assert plan(cost, 30, 40, tile=None, budget_bytes=None).tile is None
+    with pytest.raises(BackendUnavailable, match="smallest tile is 34x31"):
+        plan(cost, 31, 40, tile=None, budget_bytes=None)
+    with pytest.raises(UsageError, match=r"one of 20 is 38x39 pixels.*leave --tile out"):
+        plan(cost, 39, 90, tile=20, budget_bytes=None)
+    with pytest.raises(BackendUnavailable, match="cannot be tiled, and 41x30"):
+        plan(replace(cost, radius=None), 30, 41, tile=None, budget_bytes=None)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
