@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, pack, train, upscale
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, pack, train, trt, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ app.command()(calibrate.calibrate)
 app.command()(check.check)
 app.command()(bench.bench)
 app.add_typer(data.app, name="data")
+app.add_typer(trt.app, name="trt")
 
 
 def main() -> None:

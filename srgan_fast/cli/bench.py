@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
 
 _SUITES = ("kernel", "frame", "train", "memory")
@@ -191,15 +192,7 @@ def _sizes(size: str | None) -> list[tuple[int, int]]:
         from srgan_fast.bench.frame import SIZES
 
         return list(SIZES)
-    found = []
-    for one in size.split(","):
-        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", one.strip())
-        if not match:
-            raise UsageError(
-                f"expected --size like 128x128 or 64x64,480x270, got {one!r}; give width x height in LR pixels"
-            )
-        found.append((int(match[1]), int(match[2])))
-    return found
+    return [parse_size("--size", one) for one in size.split(",")]
 
 
 def _crops(size: str | None) -> list[str]:

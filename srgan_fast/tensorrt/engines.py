@@ -259,11 +259,11 @@ def build(
             precision=precision,
             leaky_relu=leaky_relu,
             recipe=_recipe(),
-            options=asdict(options),
+            options=_plain(asdict(options)),
             plans={frames: {"sha256": _sha256(plan), "bytes": len(plan)} for frames, plan in plans.items()},
             tensorrt=version,
             gpu=library.gpu_identity(device),
-            driver=_driver(),
+            driver=driver(),
             versions={"srgan-fast": __version__, "torch": str(torch.__version__)},
             built=datetime.now(UTC).isoformat(timespec="seconds"),
             build_seconds=round(time.monotonic() - start, 1),
@@ -347,8 +347,13 @@ def _recipe() -> str:
 
 
 def _about(info: ModelInfo) -> dict[str, Any]:
-    """What tells models apart, as JSON gives it back."""
+    """What tells models apart."""
     about = {key: value for key, value in asdict(info).items() if key not in ("recipe", "source", "assumptions")}
+    return _plain(about)
+
+
+def _plain(about: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: what was just made equals what is read."""
     return json.loads(json.dumps(about))
 
 
@@ -409,7 +414,8 @@ def _sweep(place: Path) -> None:
                 path.unlink()
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """The version of NVIDIA's driver, where the system says it."""
     with suppress(OSError):
         match = re.search(r"\d{3}\.\d+(\.\d+)?", _DRIVER.read_text())
         return match[0] if match else None
