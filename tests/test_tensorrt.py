@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import signal
 import sys
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from srgan_fast import graph, weights
 from srgan_fast.backends.eager import EagerBackend
-from srgan_fast.errors import BackendUnavailable, Interrupted, ShapeError, UsageError
+from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
 from srgan_fast.export import Options, onnx_bytes
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.tensorrt import library, session
+from srgan_fast.tensorrt import library
 from srgan_fast.tensorrt.build import MOST_PIXELS, BuildOptions, Built, Profile, build, most_pixels
 from srgan_fast.tensorrt.session import Engine
 
