@@ -84,7 +84,7 @@ def test_the_double_has_what_is_declared(trt: Any, api: Any) -> None:
         if about.kind == "method":
             takes = list(inspect.signature(member).parameters)[1:]
             assert takes[: len(about.parameters)] == [each[0] for each in about.parameters], name
-    assert len(seen) > 75
+    assert len(seen) > 65
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_the_gpu_is_told_apart_by_more_than_its_name(monkeypatch: pytest.MonkeyP
 
 def test_what_is_asked_of_the_builder(trt: Any, graphs: dict[str, bytes]) -> None:
     static = Profile((1, 30, 40), (1, 30, 40), (1, 30, 40))
-    options = BuildOptions((ANY, static), level=5, workspace_bytes=1 << 20, hardware="same_cc", version_compatible=True)
+    options = BuildOptions((ANY, static), level=5, workspace_bytes=1 << 20)
     built(graphs["fp16 uint8"], precision="fp16")
     built(graphs["fp16 float"], options, precision="fp16")
     plain, other = trt.seen.builds
@@ -234,13 +234,11 @@ def test_what_is_asked_of_the_builder(trt: Any, graphs: dict[str, bytes]) -> Non
         "level": 3,
         "workspace": 2 << 30,
         "aux_streams": 0,
-        "hardware": "NONE",
         "flags": [],
         "preview": ["RUNTIME_ACTIVATION_RESIZE_10_10"],
         "profiles": [((1, 1, 1, 3), (1, 16, 24, 3), (2, 40, 48, 3))],
     }
-    assert (other["level"], other["workspace"], other["hardware"]) == (5, 1 << 20, "SAME_COMPUTE_CAPABILITY")
-    assert other["flags"] == ["EXCLUDE_LEAN_RUNTIME", "VERSION_COMPATIBLE"]
+    assert (other["level"], other["workspace"]) == (5, 1 << 20)
     assert other["profiles"] == [((1, 3, 1, 1), (1, 3, 16, 24), (2, 3, 40, 48)), ((1, 3, 30, 40),) * 3]
 
 
@@ -308,7 +306,6 @@ def test_a_network_keeps_its_precision(trt: Any, graphs: dict[str, bytes]) -> No
         (lambda: BuildOptions((ANY, Profile((1, 1, 1), (1, 1, 1), (3, 40, 48)))), "within the first one.*larger"),
         (lambda: BuildOptions((ANY,), level=6), "level from 0 to 5, got 6"),
         (lambda: BuildOptions((ANY,), workspace_bytes=0), "workspace of at least 1 byte"),
-        (lambda: BuildOptions((ANY,), hardware="any"), "hardware of none, ampere_plus, same_cc"),
     ],
 )
 def test_options_that_cannot_be(make: Callable[[], object], match: str) -> None:
