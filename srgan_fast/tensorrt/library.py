@@ -58,7 +58,8 @@ def load() -> Any:
         try:
             import tensorrt
         except (ImportError, OSError) as error:
-            answer = f"it cannot be loaded ({' '.join(str(error).split())})", f"pip install --force-reinstall '{_package()}'"
+            why = " ".join(str(error).split())
+            answer = f"it cannot be loaded ({why})", f"pip install --force-reinstall '{_package()}'"
         else:
             answer = _misfit(tensorrt.__version__)
             if answer is None:
