@@ -69,7 +69,9 @@ def build(run: Run, tiny: Path) -> Run:
     return call
 
 
-def test_built_listed_and_removed(fake: Any, folder: Path, build: Run, run: Run) -> None:
+def test_built_listed_and_removed(
+    fake: Any, folder: Path, tiny: Path, build: Run, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = build("--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu")
     assert (code, err.splitlines()[0]) == (0, "Building an engine"), err
     assert fake.seen.misuses == []
@@ -88,14 +90,21 @@ def test_built_listed_and_removed(fake: Any, folder: Path, build: Run, run: Run)
     code, again, _ = build("--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu")
     assert again == f"there already; --rebuild builds it again\n{out}"
     assert len(fake.seen.builds) == 2
-    assert build("--size", "24x16", "--batch", 2, "--leaky-relu", "--rebuild")[0] == 0
-    assert len(fake.seen.builds) == 4
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal: bars, one inside another, gone at the end
+    code, _, bars = build(
+        "--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu", "--rebuild"
+    )
+    assert (code, len(fake.seen.builds)) == (0, 4)
+    for said in ("Building an engine", "  Timing", "holding against eager at 24x16"):
+        assert said in bars
+    monkeypatch.delenv("FORCE_COLOR")
     (folder / "mine.txt").touch()
     code, gone, _ = run("trt", "clean", out[:12])
     removed = rf"removed {out[:32]} tiny fp32\n1 pair of engines removed, 0\.\d MiB, from {folder}\n"
     assert code == 0
     assert re.fullmatch(removed, gone)
-    assert run("trt", "clean", "--all")[1].startswith("removed ")
+    published(tiny)
+    assert re.match(r"removed \w+ tiny fp16\n1 pair of engines removed", run("trt", "clean", "--all")[1])
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
