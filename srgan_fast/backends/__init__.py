@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from srgan_fast.backends import eager, fused
+from srgan_fast.backends import eager, fused, onnx, openvino
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable, UsageError
 
@@ -55,7 +55,9 @@ class BackendEntry:
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, BackendEntry] = {
     "fused": BackendEntry(fused.probe, fused.FusedBackend),
+    "openvino": BackendEntry(openvino.probe, openvino.OpenVINOBackend),
     "eager": BackendEntry(eager.probe, eager.EagerBackend),
+    "onnx": BackendEntry(onnx.probe, onnx.ONNXBackend),
 }
 
 
