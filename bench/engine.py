@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from srgan_fast.backends.tensorrt import TensorRTBackend
 from torch import Tensor
 
 from srgan_fast.backends import BACKENDS, Backend
 from srgan_fast.backends.probe import Ok
-from srgan_fast.backends.selfcheck import check_frames, compared, wanted
+from srgan_fast.backends.selfcheck import Disagrees, check_frames, hold
+from srgan_fast.backends.tensorrt import TensorRTBackend
 from srgan_fast.bench.device import is_cuda
 from srgan_fast.bench.record import latency
 from srgan_fast.bench.timer import calls_for, interleave
@@ -31,26 +32,31 @@ _SMALL = (64, 64)
 _log = logging.getLogger(__name__)
 
 
-def judge(
-    model: Model, precision: str, device: str, on_stage: Callable[[str], object], runs: int = _RUNS
-) -> Callable[[Pair], Findings]:
+def judge(model: Model, precision: str, device: str, on_stage: Callable[[str], object]) -> Callable[[Pair], Findings]:
     """What `engines.build` asks of a new pair; `on_stage` is told of each size that is held or timed.
 
     Raises, when it is called:  ParityError where the pictures are not eager's; BackendUnavailable where it fails
     """
 
     def judged(pair: Pair) -> Findings:
-        backend = TensorRTBackend(model, device, precision, pair)
         sizes = sizes_of(pair.entry.options)
         agreement = []
-        for width, height in sizes:
-            on_stage(f"holding against eager at {width}x{height}")
-            agreement.append(f"{width}x{height}: {held(backend, model, width, height)}")
+        try:
+            on_stage("loading")
+            backend = TensorRTBackend(model, device, precision, pair=pair)
+            most = backend.footprint.most
+            for width, height in sizes:
+                on_stage(f"holding against eager at {width}x{height}")
+                frames = check_frames(height, width)[: most[0] if most else 1]
+                agreement.append(f"{width}x{height}: {hold(backend, model, frames=frames)}")
+        except Disagrees as error:
+            raise ParityError(f"{error}; the engines are not kept") from error
         speed_ms = {}
         contenders = [backend, *others(backend, model)]
         for width, height in sizes:
             on_stage(f"timing against the other backends at {width}x{height}")
-            speed_ms[f"{width}x{height}"] = timed(contenders, width, height, runs)
+            frames = (check_frames(height, width)[:1] * 255).to(torch.uint8).to(device)
+            speed_ms[f"{width}x{height}"] = timed(contenders, frames, model.info.scale)
         return Findings(tuple(agreement), speed_ms)
 
     return judged
@@ -62,22 +68,6 @@ def sizes_of(options: Mapping[str, Any]) -> list[tuple[int, int]]:
     tuned = [(profile["opt"][2], profile["opt"][1]) for profile in options["profiles"]]
     small = min(_SMALL[0], width), min(_SMALL[1], height)
     return list(dict.fromkeys([small, *tuned, (width, height)]))
-
-
-def held(backend: TensorRTBackend, model: Model, width: int, height: int) -> str:
-    """How the pictures of a size agree with eager's in float32.
-
-    Raises:  ParityError where they do not
-    """
-    (_, (most, _, _)) = backend.range
-    frames = check_frames(height, width)[:most].to(backend.device)
-    outcome, said = compared(backend, frames, wanted(model, frames))
-    if said:
-        raise ParityError(
-            f"engine disagrees with eager at {width}x{height} ({backend.precision}: {said}); it was not published:"
-            " take another backend, and report what srgan-fast trt check prints"
-        )
-    return str(outcome)
 
 
 def others(backend: TensorRTBackend, model: Model) -> list[Backend]:
@@ -94,13 +84,14 @@ def others(backend: TensorRTBackend, model: Model) -> list[Backend]:
     return found
 
 
-def timed(backends: Sequence[Backend], width: int, height: int, runs: int) -> dict[str, float]:
-    """Milliseconds that each backend takes for a frame of uint8, in turns; without those that have no memory for it."""
-    device = str(backends[0].device)
-    frames = (check_frames(height, width)[:1] * 255).to(torch.uint8).to(device)
+def timed(backends: Sequence[Backend], frames: Tensor, scale: int) -> dict[str, float]:
+    """Milliseconds that each backend takes for frames [n, h, w, 3], in turns; without those that lack memory for it."""
+    device = str(frames.device)
+    n, height, width, _ = frames.shape
     candidates: dict[str, Callable[[], object]] = {}
     for backend in backends:
-        call = _caller(backend, frames)
+        out = frames.new_empty(n, height * scale, width * scale, 3)
+        call = partial(backend.run, frames, out, backend.footprint.band(height, width))
         try:
             for _ in range(_WARM_UP if is_cuda(device) else 1):
                 call()
@@ -109,12 +100,5 @@ def timed(backends: Sequence[Backend], width: int, height: int, runs: int) -> di
             continue
         candidates[backend.name] = call
     calls = {name: calls_for(call, device) for name, call in candidates.items()}
-    samples = interleave(candidates, runs, device=device, calls=calls)
+    samples = interleave(candidates, _RUNS, device=device, calls=calls)
     return {name: latency(values)["p50"] for name, values in samples.items()}
-
-
-def _caller(backend: Backend, frames: Tensor) -> Callable[[], object]:
-    n, height, width, _ = frames.shape
-    scale, band = backend.info.scale, backend.footprint.band(height, width)
-    out = frames.new_empty(n, height * scale, width * scale, 3)
-    return lambda: backend.run(frames, out, band)

@@ -64,6 +64,8 @@ def write(path: Path, content: bytes) -> None:
     Raises:  OutputError, if the folder takes no file
     """
     try:
+        if path.is_symlink():
+            path.unlink()  # which `atomic` would follow, and `read` does not
         with atomic(path) as file:
             os.fchmod(file.fileno(), 0o600)
             file.write(content)

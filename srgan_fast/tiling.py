@@ -109,8 +109,8 @@ def plan(
     `budget_bytes` is what the run may use beyond the frame and its result; None is unlimited. A `tile` that the user
     asked for is taken as it is. `copy_bytes` is what a LR pixel of a window's own result takes.
 
-    Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame, or beyond
-             what the backend takes at once; BackendUnavailable where it takes neither the frame nor the smallest tile
+    Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame, or
+             beyond what the backend takes at once; BackendUnavailable if that holds for the smallest tile too
     """
     if tile is not None:
         if tile < 1:
@@ -122,8 +122,8 @@ def plan(
         rows, columns = _window(cost, height, width, tile)
         if not cost.admits(rows, columns):
             raise UsageError(
-                f"expected a smaller tile: with its margin, one of {tile} is {columns}x{rows} pixels, which is more than"
-                " the backend takes at once; leave --tile out"
+                f"expected a smaller tile: with its margin, one of {tile} is {columns}x{rows} pixels, more than the"
+                " backend takes at once; leave --tile out"
             )
         return _tiled(cost, height, width, tile, copy_bytes)
     budget = math.inf if budget_bytes is None else budget_bytes
@@ -150,8 +150,8 @@ def plan(
             return candidate
         if size <= SMALLEST_TILE and not cost.admits(rows, columns):
             raise BackendUnavailable(
-                f"the smallest tile is {columns}x{rows} pixels with its margin, which is more than the backend takes at"
-                " once; take another backend, or an engine for larger frames"
+                f"the smallest tile is {columns}x{rows} pixels with its margin, more than the backend takes at once;"
+                " take another backend, or an engine for larger frames"
             )
         if size <= SMALLEST_TILE:
             raise MemoryBudgetError(

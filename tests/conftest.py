@@ -1,11 +1,14 @@
-"""What tests share: the command line, a small network, data, a missing GPU, the process of Triton's interpreter."""
+"""What tests share: the command line, a small network, data, a missing GPU, a double of TensorRT, and the process of
+Triton's interpreter.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from interpreter import Child, hand_back, wants_child
@@ -84,6 +87,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
     return path
+
+
+@pytest.fixture(params=("10.13.3.9", "11.4.0.106"))
+def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A double in the place of TensorRT, of either generation; its graphs have only addresses, as real ones."""
+    import fake_runtime
+    import fake_tensorrt
+
+    from srgan_fast import graph
+
+    fake = fake_tensorrt.install(monkeypatch, request.param)
+    monkeypatch.setattr(graph, "capture", fake_runtime.capture)
+    yield fake
+    assert fake.seen.misuses == []
 
 
 @pytest.fixture

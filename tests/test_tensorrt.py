@@ -1,14 +1,13 @@
-"""TensorRT without TensorRT: our code from end to end over a double of the library, of either generation."""
+"""TensorRT without TensorRT, over a double of either generation: the library found, and engines built."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -18,14 +17,12 @@ import fake_tensorrt
 import pytest
 import torch
 from models import model_of
-from torch import Tensor
 
-from srgan_fast import graph, weights
-from srgan_fast.backends.eager import EagerBackend
-from srgan_fast.errors import BackendUnavailable, Interrupted, ShapeError, UsageError
+from srgan_fast import weights
+from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
 from srgan_fast.export import Options, onnx_bytes
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.tensorrt import library, session
+from srgan_fast.tensorrt import library
 from srgan_fast.tensorrt.build import MOST_PIXELS, BuildOptions, Built, Profile, build, most_pixels
 from srgan_fast.tensorrt.session import Engine
 
@@ -48,44 +45,8 @@ def graphs(model: weights.Model) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(params=fake_tensorrt.VERSIONS)
-def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The double in the library's place, with graphs that have only the addresses of their capture."""
-    fake = fake_tensorrt.install(monkeypatch, request.param)
-    monkeypatch.setattr(graph, "capture", fake_tensorrt.capture)
-    yield fake
-    assert fake.seen.misuses == []
-
-
 def built(graph: bytes, options: BuildOptions = OPTIONS, precision: str = "fp32", **more: Any) -> Built:
     return build(graph, options, device="cpu", precision=precision, **more)
-
-
-def lr_frames(dtype: torch.dtype, n: int, height: int, width: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=generator)
-    return pixels if dtype == torch.uint8 else pixels.to(dtype) / 255
-
-
-def picture(engine: Engine, lr: Tensor) -> Tensor:
-    n, height, width, _ = lr.shape
-    out = torch.full((n, 4 * height, 4 * width, 3), 99, dtype=lr.dtype)
-    engine.run(lr, out)
-    return out
-
-
-def wanted(model: weights.Model, lr: Tensor) -> Tensor:
-    n, height, width, _ = lr.shape
-    out = torch.empty(n, 4 * height, 4 * width, 3, dtype=lr.dtype)
-    EagerBackend(model, "cpu", "fp32").run(lr, out, height)
-    return out
-
-
-def expect_equal(got: Tensor, want: Tensor) -> None:
-    """Up to the rounding of sums in another order."""
-    off = (got.double() - want.double()).abs()
-    assert off.max() <= (1 if got.dtype == torch.uint8 else 1e-5)
-    assert (off > 1e-5).double().mean() <= 1e-3
 
 
 # --- the library --------------------------------------------------------------------------------------------------

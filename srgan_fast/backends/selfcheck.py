@@ -24,6 +24,10 @@ _OFF_SHARE = 0.02
 _MOST_BIAS = 0.1
 
 
+class Disagrees(BackendUnavailable):
+    """A backend runs, but its pictures are not eager's."""
+
+
 class Checkable(Protocol):
     """What of a backend the check needs."""
 
@@ -42,13 +46,13 @@ def hold(backend: Checkable, model: Model, *, frames: Tensor | None = None, want
     Shapes:  frames [n, h, w, 3]; those of `check_frames` unless given; `want` is eager's picture of them, made unless
              it is there already
     Dtypes:  frames in float32, on the levels of uint8
-    Raises:  BackendUnavailable with how it differs
+    Raises:  Disagrees with how it differs
     """
     frames = check_frames(*CHECK_SIZE) if frames is None else frames
     frames = frames.to(backend.device)
     outcome, said = compared(backend, frames, wanted(model, frames) if want is None else want)
     if said:
-        raise BackendUnavailable(refusal(backend.name, f"{backend.precision}: {said}"))
+        raise Disagrees(refusal(backend.name, f"{backend.precision}: {said}"))
     return outcome
 
 

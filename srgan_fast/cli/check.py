@@ -16,6 +16,13 @@ from srgan_fast.errors import ParityError
 # The kernel's names of what decides the speed of a convolution here.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
+# What those do that need not be there.
+_OPTIONAL = {
+    "triton": "GPU kernels need it",
+    "onnx": "exports and what runs them need it",
+    "tensorrt": "the backend of that name needs it",
+}
+
 
 def check(
     report: Annotated[
@@ -29,11 +36,11 @@ def check(
     from srgan_fast.backends.probe import Ok
 
     print(f"srgan-fast {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("torch", "triton", "av", "numpy", "pillow"):
+    for package in ("torch", "triton", "onnx", "tensorrt", "av", "numpy", "pillow"):
         try:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:
-            print(f"{package} not installed" + ("; only GPU kernels need it" if package == "triton" else ""))
+            print(f"{package} not installed" + (f"; only {_OPTIONAL[package]}" if package in _OPTIONAL else ""))
     features = _cpu_features() or torch.backends.cpu.get_cpu_capability()
     amx = "yes" if torch.cpu._is_amx_tile_supported() else "no"
     print(f"CPU: {features}; {torch.get_num_threads()} threads; AMX {amx}, so --precision auto is", end=" ")
@@ -52,7 +59,7 @@ def check(
     for line in _kernels():
         print(line)
     failed = [name for device in _devices() for name, passed in _parity(device) if not passed]
-    failed += [name for name, passed in _fused_parity() if not passed]
+    failed += [name for name, passed in (*_fused_parity(), *_tensorrt_parity()) if not passed]
     if report:
         failed += [name for name, passed in _op_parity() if not passed]
     if failed:
@@ -164,6 +171,34 @@ def _fused_parity() -> list[tuple[str, bool]]:
         except BackendUnavailable as error:
             print(f"parity fused {precision} on {device}: FAIL: {error}")
             outcomes.append((f"fused {precision}", False))
+    return outcomes
+
+
+def _tensorrt_parity() -> list[tuple[str, bool]]:
+    """Print and return, for each precision in which there are engines for this GPU, whether they pass the self-check."""
+    from srgan_fast.backends import tensorrt
+    from srgan_fast.backends.probe import Unavailable
+    from srgan_fast.errors import BackendUnavailable
+    from srgan_fast.tensorrt import engines
+    from srgan_fast.weights import load
+
+    device = _devices()[-1]
+    if isinstance(tensorrt.probe(device), Unavailable):
+        return []
+    model, outcomes = load("srresnet_x4"), []
+    for precision in tensorrt.PRECISIONS:
+        pair = engines.find(model, precision, device)
+        if isinstance(pair, engines.Missing):
+            print(f"parity tensorrt {precision} on {device}: not known: {pair.reason}; {pair.fix}")
+            continue
+        try:
+            said = [str(outcome) for outcome in tensorrt.TensorRTBackend(model, device, precision, pair=pair).check]
+            by_auto = "taken by auto" if pair.entry.why_not_auto is None else f"not by auto: {pair.entry.why_not_auto}"
+            print(f"parity tensorrt {precision} on {device}: {'; '.join(said)}; {by_auto}")
+            outcomes.append((f"tensorrt {precision}", True))
+        except BackendUnavailable as error:
+            print(f"parity tensorrt {precision} on {device}: FAIL: {error}")
+            outcomes.append((f"tensorrt {precision}", False))
     return outcomes
 
 

@@ -168,7 +168,8 @@ def find(model: Model, precision: str, device: torch.device | str, *, where: Pat
     try:
         place = where or private.folder("engines")
     except BackendUnavailable as error:
-        return Missing("there is no folder for its engines", str(error))
+        reason, _, cure = str(error).partition("; ")
+        return Missing(reason, cure)
     fix = f"run `{build_command(model.info, precision)}` (takes minutes)"
     mine = [each for each in entries(where=place) if isinstance(each, Entry) and each.model == _about(model.info)]
     if not mine:
