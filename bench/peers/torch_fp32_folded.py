@@ -1,4 +1,4 @@
-"""The same fixed baseline as `torch_bf16_folded` in float32: channels_last, batch normalisation folded, nothing else."""
+"""The fixed baseline `torch_bf16_folded` in float32: channels_last, batch normalisation folded, nothing else."""
 
 from __future__ import annotations
 

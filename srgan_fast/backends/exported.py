@@ -20,7 +20,6 @@ from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.export.parts import Frames
 from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.kernels.parity import Agreement
-from srgan_fast.model import receptive_radius
 from srgan_fast.tiling import Footprint
 from srgan_fast.weights import Model
 
@@ -41,7 +40,8 @@ def installed(extra: str, *packages: str) -> Ok | Unavailable:
 class ExportedBackend:
     """Frames through a trunk and a tail; a subclass makes those two, and says what they hold.
 
-    `live` is what lives at once inside each part, bytes a LR pixel, and `features` the dtype between the parts.
+    `live` is what lives at once inside each part, bytes a LR pixel, `features` the dtype between the parts, and `want`
+    eager's picture of the check's frames, where that is there already. What else there is to know is as in `Parts`.
 
     Raises:  BackendUnavailable where the picture is not eager's
     """
@@ -59,6 +59,8 @@ class ExportedBackend:
         *,
         channels: int,
         wants_frames: bool,
+        radius: int | None,
+        tail_radius: int,
         live: Mapping[str, float],
         features: torch.dtype = torch.float32,
         want: Tensor | None = None,
@@ -77,10 +79,10 @@ class ExportedBackend:
             trunk_bytes=kept + channels * features.itemsize,
             kept_bytes=kept,
             tail_bytes=live["tail"] + band,
-            radius=receptive_radius(model.network),
-            tail_radius=receptive_radius(model.network, tail_only=True) or 0,
+            radius=radius,
+            tail_radius=tail_radius,
         )
-        self.check: Agreement = selfcheck.hold(self, model, want=want)
+        self.check: tuple[Agreement, ...] = (selfcheck.hold(self, model, want=want),)
 
     @property
     def reusable_bytes(self) -> int:

@@ -59,6 +59,8 @@ class ONNXBackend(ExportedBackend):
             {kind: self._runner(tail, where) for kind, tail in made.tails.items()},
             channels=made.channels,
             wants_frames=made.wants_frames,
+            radius=made.radius,
+            tail_radius=made.tail_radius,
             live={part: _ARENA * size for part, size in made.live.items()},
             features=torch.float16 if precision == "fp16" else torch.float32,
         )

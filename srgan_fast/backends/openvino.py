@@ -55,7 +55,8 @@ class _Entry:
 
     def to_bytes(self) -> bytes:
         """The parts one after another, their sizes before them."""
-        bodies = {"trunk": self.trunk, **self.tails, "want": self.want.numpy().tobytes()}
+        bodies: dict[str, bytes] = {"trunk": self.trunk, "want": self.want.numpy().tobytes()}
+        bodies |= {str(kind): tail for kind, tail in self.tails.items()}
         head = {"about": self.about, "want": list(self.want.shape), "bytes": {k: len(v) for k, v in bodies.items()}}
         return json.dumps(head).encode() + b"\n" + b"".join(bodies.values())
 
@@ -86,7 +87,7 @@ class OpenVINOBackend(ExportedBackend):
         precision = choose_precision(precision, device)
         self._library: Any = import_module("openvino")
         self._core = self._library.Core()
-        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = self._capabilities()
         if precision == "bf16" and "BF16" not in capabilities:
             raise BackendUnavailable(
                 f"OpenVINO has no bfloat16 on this CPU, which has {', '.join(capabilities)}; take fp32, or the backend"
@@ -126,7 +127,8 @@ class OpenVINOBackend(ExportedBackend):
             for part in (made.trunk, *made.tails.values())
         ]
         trunk, *tails = (each.export_model().getvalue() for each in compiled)
-        about = {"channels": made.channels, "wants_frames": made.wants_frames, "live": made.live_fused}
+        about = {name: getattr(made, name) for name in ("channels", "wants_frames", "radius", "tail_radius")}
+        about["live"] = made.live_fused
         want = selfcheck.wanted(model, selfcheck.check_frames(*selfcheck.CHECK_SIZE))
         return _Entry(about, trunk, dict(zip(made.tails, tails, strict=True)), want), compiled
 
@@ -141,6 +143,10 @@ class OpenVINOBackend(ExportedBackend):
             request.infer()
 
         return run
+
+    def _capabilities(self) -> list[str]:
+        """What the library says this CPU computes in."""
+        return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
     def _key(self, model: Model, capabilities: list[str]) -> str:
         """A digest of all that an entry depends on; of the weights themselves, which may not be those of the file."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from srgan_fast.export.graph import INPUT, OUTPUT, Options, onnx_bytes
+from srgan_fast.model import receptive_radius
 from srgan_fast.weights import Model
 
 Frames = Literal["uint8", "float"]
@@ -32,7 +33,7 @@ class Parts:
     features and, where `wants_frames`, the frames that they came from, as uint8 [n, h, w, 3] or as float32 again, and
     gives the picture alike.
 
-    Units:  bytes a LR pixel of what lives at once inside each part, `fused` where activations take no memory of their
+    Units:  radii in LR pixels; bytes a LR pixel of what lives at once inside each part, `fused` where activations take no memory of their
             own
     """
 
@@ -40,6 +41,8 @@ class Parts:
     tails: dict[Frames, bytes]
     channels: int
     wants_frames: bool
+    radius: int | None
+    tail_radius: int
     live: dict[str, float]
     live_fused: dict[str, float]
 
@@ -70,6 +73,8 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
         tails={kind: tail.SerializeToString(deterministic=True) for kind, tail in tails.items()},
         channels=trunk.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
         wants_frames=wants_frames,
+        radius=receptive_radius(model.network),
+        tail_radius=receptive_radius(model.network, tail_only=True) or 0,
         live={key: _live_bytes(part, fused=False) for key, part in parts.items()},
         live_fused={key: _live_bytes(part, fused=True) for key, part in parts.items()},
     )
@@ -82,7 +87,7 @@ def _first_of_tail(network: Any) -> str:
     with torch.inference_mode():
         features = network.trunk(frame)
         hooks = [
-            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))  # type: ignore[misc]
+            module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
             for name, module in network.named_modules()
             if isinstance(module, nn.Conv2d)
         ]
