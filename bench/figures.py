@@ -13,6 +13,8 @@ Record = Mapping[str, Any]
 _RIVALS: dict[str, dict[str, tuple[str, str | None]]] = {
     "frame": {
         "channels_last": ("channels_last", None),
+        "torch_bf16_folded": ("torch_bf16_folded", None),
+        "torch_fp32_folded": ("torch_fp32_folded", None),
         "compile": ("compile", None),
         "triton": ("fused-triton", None),
         "fused_fp16": ("fused", "fp16"),

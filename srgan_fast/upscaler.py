@@ -81,7 +81,8 @@ class Upscaler:
         if self.device == "cpu":
             if self.memory_bytes is None:
                 return None
-            return self.memory_bytes - resident_bytes() - results_bytes - _LIBRARY_BYTES
+            there = resident_bytes() - self._backend.reusable_bytes
+            return self.memory_bytes - there - results_bytes - _LIBRARY_BYTES
         held = torch.cuda.memory_allocated(self.device) - self._backend.reusable_bytes
         if self.memory_bytes is not None:
             return self.memory_bytes - held - results_bytes

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
     if torch.cuda.is_available():
+        if find_spec("tensorrt") is None:
+            for item in marked:
+                if item.get_closest_marker("tensorrt"):
+                    item.add_marker(pytest.mark.skip(reason="tensorrt is not installed"))
         return
     if os.environ.get("SRGAN_FAST_REQUIRE_GPU") == "1":
         raise pytest.UsageError("SRGAN_FAST_REQUIRE_GPU=1, but torch sees no GPU")
@@ -64,6 +69,15 @@ class _HandBack:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         hand_back(self._config, report)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where everything compiled is kept while the tests run: the user's own stays as it is."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRGAN_FAST_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cubins, "_memory", {})
-    monkeypatch.setattr(cubins, "_warned", set())
+    monkeypatch.setattr(cubins._kept, "warned", set())
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +252,7 @@ def test_the_folder_stays_within_its_bound(
         os.utime(path, (0, 0))
     forget(monkeypatch)
     cubins.get(sources[:1])  # the oldest, but just used
-    monkeypatch.setattr(cubins, "MOST_BYTES", 3 * size + 500)
+    monkeypatch.setattr(cubins._kept, "most_bytes", 3 * size + 500)
     cubins.get([Specialisation(source.file, "add<100>")])
     assert all(path.exists() for path in strangers)
     left = {entry.name for entry in folder.iterdir() if entry not in strangers}

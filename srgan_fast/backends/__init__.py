@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from srgan_fast.backends import eager, fused, tensorrt
+from srgan_fast.backends import eager, fused, onnx, openvino, tensorrt
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable, UsageError
 
@@ -60,7 +60,9 @@ class BackendEntry:
 BACKENDS: dict[str, BackendEntry] = {
     "tensorrt": BackendEntry(tensorrt.probe, tensorrt.TensorRTBackend, tensorrt.offer),
     "fused": BackendEntry(fused.probe, fused.FusedBackend),
+    "openvino": BackendEntry(openvino.probe, openvino.OpenVINOBackend),
     "eager": BackendEntry(eager.probe, eager.EagerBackend),
+    "onnx": BackendEntry(onnx.probe, onnx.ONNXBackend),
 }
 
 

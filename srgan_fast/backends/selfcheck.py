@@ -40,16 +40,17 @@ class Checkable(Protocol):
         """See `Backend.run`."""
 
 
-def hold(backend: Checkable, model: Model, *, frames: Tensor | None = None) -> Agreement:
+def hold(backend: Checkable, model: Model, *, frames: Tensor | None = None, want: Tensor | None = None) -> Agreement:
     """Hold a backend against eager, in float32 and in uint8, by the gate of its precision.
 
-    Shapes:  frames [n, h, w, 3]; those of `check_frames` unless given
+    Shapes:  frames [n, h, w, 3]; those of `check_frames` unless given; `want` is eager's picture of them, made unless
+             it is there already
     Dtypes:  frames in float32, on the levels of uint8
     Raises:  Disagrees with how it differs
     """
     frames = check_frames(*CHECK_SIZE) if frames is None else frames
     frames = frames.to(backend.device)
-    outcome, said = compared(backend, frames, wanted(model, frames))
+    outcome, said = compared(backend, frames, wanted(model, frames) if want is None else want)
     if said:
         raise Disagrees(refusal(backend.name, f"{backend.precision}: {said}"))
     return outcome

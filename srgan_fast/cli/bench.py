@@ -74,9 +74,7 @@ def bench(
         bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
     ] = False,
     compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="frame: onnxruntime, OpenVINO and spandrel too, where installed.")
-    ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="frame: spandrel too, where it is installed.")] = False,
     hr: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="precision: original images.", readable=False)
     ] = None,
