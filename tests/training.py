@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import report
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.log import read_events, read_steps
 
 TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=2, steps=60, precision="fp32")
 
@@ -49,3 +51,8 @@ def start_of(folder: Path, config: TrainConfig) -> Path:
     torch.manual_seed(3)
     weights.save(path, Generator(config.generator), name="start", recipe={})
     return path
+
+
+def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The steps of a run that count, and its events."""
+    return list(read_steps(folder)), read_events(folder)
