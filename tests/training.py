@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from srgan_fast import weights
 from srgan_fast.model import Discriminator, Generator, GeneratorConfig
@@ -56,3 +58,15 @@ def start_of(folder: Path, config: TrainConfig) -> Path:
 def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The steps of a run that count, and its events."""
     return list(read_steps(folder)), read_events(folder)
+
+
+def noise(*sizes: tuple[int, int], seed: int = 0) -> list[Tensor]:
+    """Images of some heights and widths, as training stores hold them."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (3, *size), generator=generator, dtype=torch.uint8) for size in sizes]
+
+
+def config_of(scale: int, degradation: str = "bicubic", **changes: Any) -> TrainConfig:
+    """A recipe of a scale, whose batch no power of two divides."""
+    shape = GeneratorConfig(scale=scale, blocks=1, width=4)
+    return dataclasses.replace(TINY, **{"batch": 5, "generator": shape, "degradation": degradation, **changes})
