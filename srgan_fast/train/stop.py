@@ -1,4 +1,4 @@
-"""Requests to stop a run: Ctrl-C, SIGTERM, and a limit of time."""
+"""Requests to stop a run: Ctrl-C, SIGTERM, SIGHUP, and a limit of time."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from srgan_fast.errors import UsageError
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at between steps; a second Ctrl-C stops at once.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a flag that the loop looks at between steps; a second Ctrl-C stops at once.
 
     SIGTERM never counts as the second: a launcher passes it on to its ranks after the Ctrl-C that they have had.
+    SIGHUP, the end of a terminal, stays ignored where it was: under nohup a run goes on.
     """
     asked = False
     pressed = 0
@@ -28,7 +29,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in _taken()}
     except ValueError:  # not the main thread: whoever embeds us handles signals
         before = {}
     try:
@@ -36,6 +37,12 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _taken() -> Iterator[signal.Signals]:
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        yield signal.SIGHUP
 
 
 class TimeLimit:
