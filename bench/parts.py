@@ -34,6 +34,8 @@ _HELD_SHAPES = ((1, 1, 1), (17, 33, 3), (270, 480, 1))
 # The size of `bench/train.py` that bars are about, and its crop.
 _CROPS, _CROP = "paper", 96
 _FOR_TRAINING = ("conv3x3_stats", "batchnorm_act", "training_crops")
+# The marks of tests, as pytest selects by them.
+_GPU, _TENSORRT = "gpu and not tensorrt", "gpu and tensorrt"
 _SRRESNET, _SRGAN = "paper-srresnet-mse", "paper-srgan-vgg54"
 
 
@@ -59,7 +61,7 @@ class Part:
 # --- equality ---------------------------------------------------------------------------------------------------
 
 
-def tests(name: str, pattern: str, marked: str = "gpu and not tensorrt") -> Callable[[Emit], None]:
+def tests(name: str, pattern: str, marked: str) -> Callable[[Emit], None]:
     """A part that runs the tests which need a GPU and are marked so, of the files that fit a pattern."""
 
     def run(emit: Emit) -> None:
@@ -264,7 +266,7 @@ def tensorrt(emit: Emit) -> None:
         raise NotHere("tensorrt is not installed")
     library.load()
     model = load(MODEL)
-    options = engines.options(model.info.scale, sizes=(_TO_1080P, _TO_4K))
+    options = engines.options(model.info.scale, sizes=(_TO_1080P, _TO_4K), largest=_TO_4K)
     judged = judge(model, "fp16", DEVICE, partial(print, flush=True))
     built, _ = engines.build(model, "fp16", options, DEVICE, judge=judged)
     start = time.perf_counter()
@@ -276,7 +278,7 @@ def tensorrt(emit: Emit) -> None:
     outcomes = {line: "pass" in line for line in built.entry.agreement}
     _check(emit, "tensorrt", {"outcomes": outcomes, "hit_s": hit_s, "build_s": built.entry.build_seconds})
     frames((_TO_1080P, _TO_4K))(emit)
-    tests("tensorrt_tests", "test_*.py", "gpu and tensorrt")(emit)
+    tests("tensorrt_tests", "test_*.py", _TENSORRT)(emit)
 
 
 def ceilings(emit: Emit) -> None:
@@ -447,13 +449,13 @@ PARTS = (
     Part("frame_960x540", frames([_TO_4K]), 40, _WEIGHTS),
     Part("kernels", kernels, 75, ("triton",)),
     Part("train", training((_SRRESNET, _SRGAN)), 60, ("triton", *_WEIGHTS)),
-    Part("train_parity", tests("train_parity", "test_train*.py"), 50, ("pytest", "triton", *_WEIGHTS)),
+    Part("train_parity", tests("train_parity", "test_train*.py", _GPU), 50, ("pytest", "triton", *_WEIGHTS)),
     Part("compile_480x270", frames([_TO_1080P], compiled=True), 90, ("triton", *_WEIGHTS)),
     Part("train_compile", training((_SRRESNET,), compiled=True), 100, ("triton", *_WEIGHTS)),
     Part("train_kernels", train_kernels, 45, ("triton",)),
     Part("sanitizer_sm90", sanitized("sm90"), 60, ("triton",)),
     Part("graph", graph, 30, ("triton", *_WEIGHTS)),
-    Part("parity", tests("parity", "test_*.py"), 90, ("pytest", "triton")),
+    Part("parity", tests("parity", "test_*.py", _GPU), 90, ("pytest", "triton")),
     Part("op_parity_triton", parity_by("triton"), 60, ("triton",)),
     Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
     Part("tensorrt", tensorrt, 300, ("pytest", "triton", *_WEIGHTS)),

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
     if torch.cuda.is_available():
+        if find_spec("tensorrt") is None:
+            for item in marked:
+                if item.get_closest_marker("tensorrt"):
+                    item.add_marker(pytest.mark.skip(reason="tensorrt is not installed"))
         return
     if os.environ.get("SRGAN_FAST_REQUIRE_GPU") == "1":
         raise pytest.UsageError("SRGAN_FAST_REQUIRE_GPU=1, but torch sees no GPU")

@@ -8,23 +8,35 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fake_tensorrt
 import numpy as np
 import pytest
+import torch
 
 from srgan_fast import private
-from srgan_fast.bench import engine
-from srgan_fast.errors import BackendUnavailable
+from srgan_fast.bench import engine, parts
+from srgan_fast.bench.figures import timed_figures
+from srgan_fast.cli import check
+from srgan_fast.errors import BackendUnavailable, ParityError
 from srgan_fast.tensorrt import engines, library
 from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load
 
 Run = Callable[..., tuple[int, str, str]]
 HERE = ("--device", "cpu")  # which passes for a GPU
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For pictures this small, threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -39,11 +51,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return private.folder("engines")
 
 
-def published(tiny: Path, **options: Any) -> None:
+def published(tiny: Path, precision: str = "fp16", **options: Any) -> None:
     """Engines of which somebody says that they are good."""
     found = engines.Findings(("pass",), {"40x32": {"tensorrt": 1.0, "eager": 2.0}})
     some = engines.options(4, largest=(40, 32), **options)
-    engines.build(load(tiny), "fp16", some, "cpu", judge=lambda pair: found)
+    engines.build(load(tiny), precision, some, "cpu", judge=lambda pair: found)
 
 
 @pytest.fixture
@@ -57,7 +69,9 @@ def build(run: Run, tiny: Path) -> Run:
     return call
 
 
-def test_built_listed_and_removed(fake: Any, folder: Path, build: Run, run: Run) -> None:
+def test_built_listed_and_removed(
+    fake: Any, folder: Path, tiny: Path, build: Run, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code, out, err = build("--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu")
     assert (code, err.splitlines()[0]) == (0, "Building an engine"), err
     assert fake.seen.misuses == []
@@ -76,14 +90,21 @@ def test_built_listed_and_removed(fake: Any, folder: Path, build: Run, run: Run)
     code, again, _ = build("--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu")
     assert again == f"there already; --rebuild builds it again\n{out}"
     assert len(fake.seen.builds) == 2
-    assert build("--size", "24x16", "--batch", 2, "--leaky-relu", "--rebuild")[0] == 0
-    assert len(fake.seen.builds) == 4
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal: bars, one inside another, gone at the end
+    code, _, bars = build(
+        "--size", "24x16", "--batch", 2, "--level", 1, "--workspace", "64M", "--leaky-relu", "--rebuild"
+    )
+    assert (code, len(fake.seen.builds)) == (0, 4)
+    for said in ("Building an engine", "  Timing", "holding against eager at 24x16"):
+        assert said in bars
+    monkeypatch.delenv("FORCE_COLOR")
     (folder / "mine.txt").touch()
     code, gone, _ = run("trt", "clean", out[:12])
     removed = rf"removed {out[:32]} tiny fp32\n1 pair of engines removed, 0\.\d MiB, from {folder}\n"
     assert code == 0
     assert re.fullmatch(removed, gone)
-    assert run("trt", "clean", "--all")[1].startswith("removed ")
+    published(tiny)
+    assert re.match(r"removed \w+ tiny fp16\n1 pair of engines removed", run("trt", "clean", "--all")[1])
     assert [path.name for path in folder.iterdir()] == ["mine.txt"]
 
 
@@ -271,3 +292,54 @@ def test_with_trouble_auto_goes_on_and_an_explicit_one_stops(
         Upscaler(model, device="cpu", backend="tensorrt")
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)
+
+
+# --- where it is measured
+
+
+def test_the_part_of_make_gpu(fake: Any, folder: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU that passes for a GPU; frames and tests are those of other parts, with other arguments."""
+    asked: list[Any] = []
+    for name, value in {"DEVICE": "cpu", "MODEL": str(tiny), "_TO_1080P": (24, 16), "_TO_4K": (40, 32)}.items():
+        monkeypatch.setattr(parts, name, value)
+    for name in ("frames", "tests"):
+        monkeypatch.setattr(parts, name, lambda *how: lambda emit: asked.append(how))
+    found: list[dict[str, Any]] = []
+    parts.tensorrt(found.append)
+    assert asked == [(((24, 16), (40, 32)),), ("tensorrt_tests", "test_*.py", "gpu and tensorrt")]
+    (checked,) = found
+    assert (checked["name"], checked["derived"]["failed"], len(checked["raw"]["outcomes"])) == ("tensorrt", 0, 2)
+    assert 0 < checked["derived"]["hit_s"] < 0.5
+    # Engines that are found are not those that were built.
+    monkeypatch.setattr(engines, "find", lambda *_: engines.Missing("none", "build some"))
+    with pytest.raises(ParityError, match="expected the engines that were built"):
+        parts.tensorrt(found.append)
+    monkeypatch.setattr(parts, "find_spec", lambda name: None)
+    with pytest.raises(parts.NotHere, match="tensorrt is not installed"):
+        parts.tensorrt(found.append)
+
+
+def test_a_rival_is_named_where_it_ran() -> None:
+    def one(impl: str, dtype: str, p50: float) -> dict[str, Any]:
+        shape = {"n": 1, "h": 270, "w": 480}
+        fields = {"suite": "frame", "baseline": "plain", "quality": {"gate": "pass"}, "shape": shape}
+        return {**fields, "impl": impl, "dtype": dtype, "latency_ms": {"p50": p50}}
+
+    run = [one("plain", "fp32", 8.0), one("fused", "fp16", 1.0), one("tensorrt", "fp16", 2.0)]
+    assert timed_figures(run[1], run, [])["speedup_vs_tensorrt"] == 2.0
+    assert timed_figures(run[2], run, [])["speedup_vs_fused_fp16"] == 0.5
+    assert "speedup_vs_tensorrt" not in timed_figures(run[1], run[:2], [])
+
+
+def test_check_holds_the_engines_that_there_are(
+    fake: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published(tiny)
+    model = load(tiny)
+    monkeypatch.setattr("srgan_fast.weights.load", lambda name: model)
+    assert check._tensorrt_parity() == [("tensorrt fp16", True)]
+    out = capsys.readouterr().out
+    assert re.search(r"^parity tensorrt fp16 on cpu: pass: max error .*; taken by auto$", out, re.MULTILINE)
+    assert "parity tensorrt fp32 on cpu: not known: no engine for this model and GPU in fp32" in out
+    fake.switches.damage = DAMAGE["wrong"]
+    assert check._tensorrt_parity() == [("tensorrt fp16", False)]

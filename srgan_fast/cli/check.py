@@ -202,7 +202,7 @@ def _fused_parity() -> list[tuple[str, bool]]:
 
 
 def _tensorrt_parity() -> list[tuple[str, bool]]:
-    """Print and return, for each precision in which there are engines for this GPU, whether they pass the self-check."""
+    """Print and return, for each precision in which engines for this GPU are kept, whether they pass the self-check."""
     from srgan_fast.backends import tensorrt
     from srgan_fast.backends.probe import Unavailable
     from srgan_fast.errors import BackendUnavailable
