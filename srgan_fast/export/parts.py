@@ -56,7 +56,7 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
     from onnx.utils import Extractor
 
     whole = {
-        kind: onnx.shape_inference.infer_shapes(onnx.load_from_string(onnx_bytes(model, Options(precision, kind))))
+        kind: onnx.shape_inference.infer_shapes(onnx.load_from_string(onnx_bytes(model, Options(precision, kind, leaky_relu=True))))
         for kind in KINDS
     }
     name = _first_of_tail(model.network)
