@@ -18,8 +18,10 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from srgan_fast.cli import app
+from srgan_fast.export import onnx_bytes
 from srgan_fast.features import VGG19
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.weights import load, save
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -64,6 +66,14 @@ def checkpoint(path: Path) -> None:
     torch.manual_seed(0)
     config, _ = DIALECTS["leftthomas"]
     torch.save(foreign("leftthomas", Generator(GeneratorConfig(blocks=2, width=8, **config))), path)
+
+
+def onnx_file(path: Path) -> None:
+    """A small model as `srgan-fast export` writes it."""
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(blocks=1, width=8)).eval().requires_grad_(False)
+    save(path.with_suffix(".safetensors"), network, name="small", recipe={})
+    path.write_bytes(onnx_bytes(load(path.with_suffix(".safetensors"))))
 
 
 def vgg19(path: Path) -> None:
@@ -124,6 +134,8 @@ def test_every_block_is_run() -> None:
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python(block: str, folder: Path) -> None:
+    for name in re.findall(r"\w+\.onnx", block):
+        onnx_file(folder / name)
     exec(compile(block, "example", "exec"), {"__name__": "__main__"})
 
 
