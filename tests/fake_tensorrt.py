@@ -106,15 +106,10 @@ def _add_enums(fake: Any, old: bool) -> None:
     creation = ("EXPLICIT_BATCH", "STRONGLY_TYPED") if old else ("STRONGLY_TYPED",)
     fake.NetworkDefinitionCreationFlag = _enum("NetworkDefinitionCreationFlag", *creation)
     removed = {"FP16": 0, "INT8": 1, "BF16": 17, "OBEY_PRECISION_CONSTRAINTS": 9} if old else {}
-    fake.BuilderFlag = _enum(
-        "BuilderFlag", TF32=6, VERSION_COMPATIBLE=13 if old else 12, EXCLUDE_LEAN_RUNTIME=14 if old else 13, **removed
-    )
+    fake.BuilderFlag = _enum("BuilderFlag", TF32=6, **removed)
     fake.DataType = _enum("DataType", "FLOAT", "HALF", "INT8", "INT32", "BOOL", "UINT8")
     fake.TensorIOMode = _enum("TensorIOMode", "NONE", "INPUT", "OUTPUT")
     fake.MemoryPoolType = _enum("MemoryPoolType", "WORKSPACE")
-    fake.HardwareCompatibilityLevel = _enum(
-        "HardwareCompatibilityLevel", "NONE", "AMPERE_PLUS", "SAME_COMPUTE_CAPABILITY"
-    )
     fake.ExecutionContextAllocationStrategy = _enum(
         "ExecutionContextAllocationStrategy", "STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"
     )
@@ -188,7 +183,7 @@ def _add_builder(fake: Any, old: bool) -> None:
 
     class IBuilderConfig:
         __slots__ = (
-            *("builder_optimization_level", "max_aux_streams", "hardware_compatibility_level", "progress_monitor"),
+            *("builder_optimization_level", "max_aux_streams", "progress_monitor"),
             *("_cache", "_flags", "_logger", "_preview", "_profiles", "_workspace"),
         )
 
@@ -201,9 +196,6 @@ def _add_builder(fake: Any, old: bool) -> None:
 
         def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
             self._workspace = pool_size
-
-        def set_flag(self, flag: Any) -> None:
-            self._flags.add(flag.name)
 
         def clear_flag(self, flag: Any) -> None:
             self._flags.discard(flag.name)
@@ -270,7 +262,6 @@ def _add_builder(fake: Any, old: bool) -> None:
                 "profiles": config._profiles,
                 "level": config.builder_optimization_level,
                 "aux_streams": config.max_aux_streams,
-                "hardware": config.hardware_compatibility_level.name,
                 "flags": sorted(config._flags),
                 "preview": sorted(config._preview),
                 "workspace": config._workspace,
@@ -317,4 +308,13 @@ def _add_builder(fake: Any, old: bool) -> None:
         def get_error(self, index: int) -> Any:
             return SimpleNamespace(desc=lambda: self.errors[index])
 
-    fake.Builder, fake.OnnxParser = Builder, OnnxParser
+    for each in (
+        Builder,
+        IBuilderConfig,
+        IHostMemory,
+        INetworkDefinition,
+        IOptimizationProfile,
+        ITimingCache,
+        OnnxParser,
+    ):
+        setattr(fake, each.__name__, each)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import logging
+import re
 import signal
 import sys
 import threading
@@ -47,6 +50,65 @@ def graphs(model: weights.Model) -> dict[str, bytes]:
 
 def built(graph: bytes, options: BuildOptions = OPTIONS, precision: str = "fp32", **more: Any) -> Built:
     return build(graph, options, device="cpu", precision=precision, **more)
+
+
+@pytest.fixture(scope="module")
+def api() -> Any:
+    """The tool that reads the real bindings, where a maintainer has them, and our declaration of them."""
+    path = Path(__file__).parent.parent / "tools" / "check_trt_api.py"
+    spec = importlib.util.spec_from_file_location("check_trt_api", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["check_trt_api"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- what is declared of the library, and of whom
+
+
+def test_the_double_has_what_is_declared(trt: Any, api: Any) -> None:
+    """Under the same names, with the same parameters: mypy checks us against the one, tests against the other."""
+    wanted, seen = api.declared(), set()
+    for name, about in wanted.items():
+        owner, _, last = name.rpartition(".")
+        holder = trt
+        for part in owner.split(".") if owner else ():
+            holder = getattr(holder, part, None)
+        if holder is None or owner in ("Dims", "ILogger", "IProgressMonitor"):
+            continue  # these are callbacks of ours, and a tuple
+        member = getattr(holder, last, None)
+        if not owner and member is None:
+            continue  # an object that only another one gives out
+        assert member is not None, name
+        seen.add(name)
+        if about.kind == "method":
+            takes = list(inspect.signature(member).parameters)[1:]
+            assert takes[: len(about.parameters)] == [each[0] for each in about.parameters], name
+    assert len(seen) > 65
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "match"),
+    [
+        ("IExecutionContext.execute_async_v3", None, "is not there"),
+        (
+            "IExecutionContext.execute_async_v3",
+            "execute_async_v3(self: t.IExecutionContext, stream: typing.SupportsInt) -> bool",
+            r"not as declared, but \(stream: int\) -> bool",
+        ),
+        (
+            "Builder.create_network",
+            "create_network(self: t.Builder, flags: int) -> t.INetworkDefinition",
+            r"not as declared, but \(flags: int\)",
+        ),
+        ("IBuilderConfig.max_aux_streams", "(arg0: t.IBuilderConfig) -> int", "cannot be set"),
+        ("ICudaEngine.num_io_tensors", "(arg0: t.ICudaEngine) -> str", "a property of str, not a property of int"),
+    ],
+)
+def test_bindings_that_have_changed_are_told(api: Any, name: str, said: str | None, match: str) -> None:
+    kind = "property" if str(said).startswith("(") else "method"
+    got = None if said is None else {"kind": kind, "settable": False, "said": said}
+    assert re.search(match, api.complaint(name, api.declared()[name], got))
 
 
 # --- the library --------------------------------------------------------------------------------------------------
@@ -162,7 +224,7 @@ def test_the_gpu_is_told_apart_by_more_than_its_name(monkeypatch: pytest.MonkeyP
 
 def test_what_is_asked_of_the_builder(trt: Any, graphs: dict[str, bytes]) -> None:
     static = Profile((1, 30, 40), (1, 30, 40), (1, 30, 40))
-    options = BuildOptions((ANY, static), level=5, workspace_bytes=1 << 20, hardware="same_cc", version_compatible=True)
+    options = BuildOptions((ANY, static), level=5, workspace_bytes=1 << 20)
     built(graphs["fp16 uint8"], precision="fp16")
     built(graphs["fp16 float"], options, precision="fp16")
     plain, other = trt.seen.builds
@@ -172,13 +234,11 @@ def test_what_is_asked_of_the_builder(trt: Any, graphs: dict[str, bytes]) -> Non
         "level": 3,
         "workspace": 2 << 30,
         "aux_streams": 0,
-        "hardware": "NONE",
         "flags": [],
         "preview": ["RUNTIME_ACTIVATION_RESIZE_10_10"],
         "profiles": [((1, 1, 1, 3), (1, 16, 24, 3), (2, 40, 48, 3))],
     }
-    assert (other["level"], other["workspace"], other["hardware"]) == (5, 1 << 20, "SAME_COMPUTE_CAPABILITY")
-    assert other["flags"] == ["EXCLUDE_LEAN_RUNTIME", "VERSION_COMPATIBLE"]
+    assert (other["level"], other["workspace"]) == (5, 1 << 20)
     assert other["profiles"] == [((1, 3, 1, 1), (1, 3, 16, 24), (2, 3, 40, 48)), ((1, 3, 30, 40),) * 3]
 
 
@@ -246,7 +306,6 @@ def test_a_network_keeps_its_precision(trt: Any, graphs: dict[str, bytes]) -> No
         (lambda: BuildOptions((ANY, Profile((1, 1, 1), (1, 1, 1), (3, 40, 48)))), "within the first one.*larger"),
         (lambda: BuildOptions((ANY,), level=6), "level from 0 to 5, got 6"),
         (lambda: BuildOptions((ANY,), workspace_bytes=0), "workspace of at least 1 byte"),
-        (lambda: BuildOptions((ANY,), hardware="any"), "hardware of none, ampere_plus, same_cc"),
     ],
 )
 def test_options_that_cannot_be(make: Callable[[], object], match: str) -> None:

@@ -234,6 +234,15 @@ def test_instance_norm_is_never_tiled(tmp_path: Any) -> None:
     assert upscaler(frame(8, 8)).shape == (32, 32, 3)
 
 
+def test_instance_norm_is_banded_with_a_halo(tmp_path: Any) -> None:
+    """It is the trunk that looks at the whole frame, and that is not cut: the tail's context is the same as ever."""
+    backend = Upscaler(tiny_model(tmp_path, norm="instance"), backend="eager", device="cpu")._backend
+    lr, (whole, banded) = torch.rand(1, 20, 9, 3), (torch.empty(1, 80, 36, 3) for _ in range(2))
+    backend.run(lr, whole, 20)
+    backend.run(lr, banded, 6)
+    assert equal(banded, whole, exact=False)
+
+
 @pytest.mark.parametrize("scale", [2, 8])
 def test_other_scales(tmp_path: Any, scale: int) -> None:
     assert Upscaler(tiny_model(tmp_path, scale=scale))(frame(5, 7)).shape == (5 * scale, 7 * scale, 3)

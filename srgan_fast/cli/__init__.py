@@ -10,11 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-<<<<<<< HEAD
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, pack, train, trt, upscale
-=======
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, export, pack, train, upscale
->>>>>>> e6-export
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, export, pack, train, trt, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(

@@ -33,8 +33,8 @@ class Parts:
     features and, where `wants_frames`, the frames that they came from, as uint8 [n, h, w, 3] or as float32 again, and
     gives the picture alike.
 
-    Units:  radii in LR pixels; bytes a LR pixel of what lives at once inside each part, `fused` where activations take no memory of their
-            own
+    Units:  radii in LR pixels; bytes a LR pixel of what lives at once inside each part, `live_fused` where activations
+            take no memory of their own
     """
 
     trunk: bytes

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 
@@ -23,7 +23,6 @@ Frames: TypeAlias = tuple[int, int, int]  # n, h, w of LR frames
 # The largest map of a x4 network of 64 channels has 1024 values a LR pixel, and TensorRT counts in 31 bits.
 MOST_PIXELS = 2_000_000
 _WAKE_S = 0.1
-_HARDWARE = {"none": "NONE", "ampere_plus": "AMPERE_PLUS", "same_cc": "SAME_COMPUTE_CAPABILITY"}
 
 
 def most_pixels(scale: int) -> int:
@@ -78,8 +77,6 @@ class BuildOptions:
     profiles: tuple[Profile, ...]
     level: int = 3
     workspace_bytes: int = 2 << 30
-    hardware: Literal["none", "ampere_plus", "same_cc"] = "none"
-    version_compatible: bool = False
 
     def __post_init__(self) -> None:
         if not self.profiles or self.profiles[0].min != (1, 1, 1):
@@ -92,8 +89,6 @@ class BuildOptions:
             raise UsageError(f"expected a level from 0 to 5, got {self.level}")
         if self.workspace_bytes < 1:
             raise UsageError(f"expected a workspace of at least 1 byte, got {self.workspace_bytes}")
-        if self.hardware not in _HARDWARE:
-            raise UsageError(f"expected hardware of {', '.join(_HARDWARE)}, got {self.hardware!r}")
 
 
 @dataclass(frozen=True)
@@ -214,12 +209,8 @@ def _configure(config: trt.IBuilderConfig, options: BuildOptions) -> None:
     config.builder_optimization_level = options.level
     config.max_aux_streams = 0  # the network is a chain, and one stream is what a CUDA graph wants
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and fp32 would not be fp32
-    config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[options.hardware])
     # So that a small frame takes the memory of a small frame, and not of the largest that the engine was built for.
     config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
-    if options.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)  # no code for the host inside of the plan
 
 
 def _add_profile(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import sys
 import threading
 from collections import deque
@@ -57,7 +58,8 @@ def load() -> Any:
         try:
             import tensorrt
         except (ImportError, OSError) as error:
-            answer = f"it cannot be loaded ({error})", f"pip install --force-reinstall '{_package()}'"
+            why = " ".join(str(error).split())
+            answer = f"it cannot be loaded ({why})", f"pip install --force-reinstall '{_package()}'"
         else:
             answer = _misfit(tensorrt.__version__)
             if answer is None:
@@ -84,7 +86,7 @@ def _installed_version() -> str | None:
 
 def _misfit(version: str | None) -> tuple[str, str] | None:
     """What is wrong with the library of this version beside this torch, and the cure."""
-    if version is not None and tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+    if version is not None and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
         return f"TensorRT {version} is too old, 10.12 is needed", f"pip install --upgrade '{_package()}'"
     built_for = [major for name, major in _PACKAGES.items() if _has(name)]
     ours = int((torch.version.cuda or "0").split(".")[0])

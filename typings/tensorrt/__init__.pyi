@@ -46,19 +46,12 @@ class NetworkDefinitionCreationFlag:
 
 class BuilderFlag:
     TF32: ClassVar[BuilderFlag]
-    VERSION_COMPATIBLE: ClassVar[BuilderFlag]
-    EXCLUDE_LEAN_RUNTIME: ClassVar[BuilderFlag]
 
 class PreviewFeature:
     RUNTIME_ACTIVATION_RESIZE_10_10: ClassVar[PreviewFeature]
 
 class MemoryPoolType:
     WORKSPACE: ClassVar[MemoryPoolType]
-
-class HardwareCompatibilityLevel:
-    NONE: ClassVar[HardwareCompatibilityLevel]
-    AMPERE_PLUS: ClassVar[HardwareCompatibilityLevel]
-    SAME_COMPUTE_CAPABILITY: ClassVar[HardwareCompatibilityLevel]
 
 class ExecutionContextAllocationStrategy:
     USER_MANAGED: ClassVar[ExecutionContextAllocationStrategy]
@@ -91,10 +84,8 @@ class ITimingCache:
 class IBuilderConfig:
     builder_optimization_level: int
     max_aux_streams: int
-    hardware_compatibility_level: HardwareCompatibilityLevel
     progress_monitor: IProgressMonitor
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None: ...
-    def set_flag(self, flag: BuilderFlag) -> None: ...
     def clear_flag(self, flag: BuilderFlag) -> None: ...
     def set_preview_feature(self, feature: PreviewFeature, enable: bool) -> None: ...
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int: ...
