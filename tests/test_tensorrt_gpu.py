@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,9 +17,12 @@ from srgan_fast.backends.selfcheck import check_frames
 from srgan_fast.backends.tensorrt import PRECISIONS
 from srgan_fast.bench.engine import judge
 from srgan_fast.bench.parts import host_waits
-from srgan_fast.errors import Interrupted
+from srgan_fast.errors import BackendUnavailable, Interrupted
+from srgan_fast.export import Options, onnx_bytes
 from srgan_fast.kernels.parity import agree
 from srgan_fast.tensorrt import engines
+from srgan_fast.tensorrt.build import build
+from srgan_fast.tensorrt.session import Engine
 from srgan_fast.weights import load
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
@@ -64,6 +68,59 @@ def test_a_frame_waits_for_nothing() -> None:
     upscaler = Upscaler(MODEL, backend="tensorrt", device="cuda", precision="fp16")
     frames = torch.zeros(1, 32, 48, 3, dtype=torch.uint8, device="cuda")
     assert host_waits(lambda: upscaler(frames, layout="NHWC")) == []
+
+
+def test_callers_on_their_own_streams() -> None:
+    """Several threads, each with a stream of its own and frames that are only just being written on it."""
+    upscaler = Upscaler(MODEL, backend="tensorrt", device="cuda", precision="fp16")
+    given = [(check_frames(30 + i, 50) * 255).to(torch.uint8).cuda() for i in range(4)]
+    wants = [upscaler(frames) for frames in given]
+    torch.cuda.synchronize()
+    right: list[int] = []
+
+    def work(i: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                late = torch.zeros_like(given[i])
+                torch.cuda._sleep(200_000)
+                late.copy_(given[i])
+                right.append(torch.equal(upscaler(late), wants[i]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 80
+
+
+def test_memory_is_that_of_the_frames(built: dict[str, engines.Pair]) -> None:
+    """A small frame takes that of a small frame, not of the largest, and many frames take no more than one."""
+    engine = Engine(built["fp16"].plans["uint8"], "cuda")
+    assert engine.size_bytes((1, 8, 12)) < engine.size_bytes((2, 64, 96)) / 8
+    frames = torch.zeros(2, 64, 96, 3, dtype=torch.uint8, device="cuda")
+    out = torch.empty(2, 256, 384, 3, dtype=torch.uint8, device="cuda")
+    engine.run(frames, out)
+    torch.cuda.synchronize()
+    free = torch.cuda.mem_get_info()[0]
+    for _ in range(200):
+        engine.run(frames, out)
+    torch.cuda.synchronize()
+    assert free - torch.cuda.mem_get_info()[0] < 4 << 20
+    assert engine.reusable_bytes == engine.size_bytes((2, 64, 96))
+
+
+def test_damaged_plans_and_graphs_are_refused(built: dict[str, engines.Pair]) -> None:
+    plan = built["fp16"].plans["uint8"]
+    for damaged in (b"", plan[:1000], plan[: len(plan) // 2]):
+        with pytest.raises(BackendUnavailable, match="cannot load this engine"):
+            Engine(damaged, "cuda")
+    onnx_graph = onnx_bytes(load(MODEL), Options("fp16", "uint8"))
+    with pytest.raises(BackendUnavailable, match="cannot read the network"):
+        build(onnx_graph[:2000], OPTIONS, device="cuda", precision="fp16")
+    with pytest.raises(BackendUnavailable, match="expected a network in fp32"):
+        build(onnx_graph, OPTIONS, device="cuda", precision="fp32")
+    assert build(onnx_graph, OPTIONS, device="cuda", precision="fp16", timing=b"not a timing cache").timing
 
 
 def test_another_process_finds_the_engine(built: dict[str, engines.Pair]) -> None:
