@@ -111,16 +111,6 @@ def run_file(content: bytes, frames: np.ndarray[Any, Any]) -> np.ndarray[Any, An
     return result
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_passes_its_gates(name: str, tmp_path: Path) -> None:
-    model = model_called(name, tmp_path)
-    for precision, frames in verification.GATES:
-        options = Options(precision=precision, frames=frames)  # type: ignore[arg-type]
-        agreement = verify(onnx_bytes(model, options), model, options)
-        assert agreement is not None
-        assert agreement.passed
-
-
 def test_the_float_graph_is_eager_to_1e_5() -> None:
     model = weights.load("srresnet_x4_small")
     content = onnx_bytes(model, Options("fp32", "float"))
@@ -133,28 +123,48 @@ def test_the_float_graph_is_eager_to_1e_5() -> None:
         assert float((torch.from_numpy(got).permute(0, 2, 3, 1) - wanted).abs().max()) < 1e-5
 
 
+def failing(model: weights.Model) -> set[tuple[str, str]]:
+    """The precisions and frames in which a model is beyond its gate; the reference of each frame is computed once."""
+    references: dict[tuple[int, ...], np.ndarray[Any, Any]] = {}
+    reference = verification._reference
+
+    def kept(model: weights.Model, frames: np.ndarray[Any, Any], options: Options) -> np.ndarray[Any, Any]:
+        if frames.shape not in references:
+            references[frames.shape] = reference(model, frames, options)
+        return references[frames.shape]
+
+    failed = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verification, "_reference", kept)
+        for precision, frames in verification.GATES:
+            options = Options(precision, frames)  # type: ignore[arg-type]
+            content = onnx_bytes(model, options)
+            check_graph(content)
+            agreement = compare(content, model, options)
+            assert agreement is not None
+            if not agreement.passed:
+                failed.add((precision, frames))
+    return failed
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_passes_its_gates(name: str, tmp_path: Path) -> None:
+    assert not failing(model_called(name, tmp_path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", weights.bundled())
-@pytest.mark.parametrize("options", [Options(*key) for key in verification.GATES], ids=str)  # type: ignore[arg-type]
-def test_bundled_models_pass_their_gates(name: str, options: Options) -> None:
-    model = weights.load(name)
-    verify(onnx_bytes(model, options), model, options)
+def test_bundled_models_pass_their_gates(name: str) -> None:
+    assert not failing(weights.load(name))
 
 
 @pytest.mark.slow
 def test_models_of_others_pass_their_gates(shared_data: Path) -> None:
-    # Its weights of inner convolutions meet values of more than a hundred, which add up to nearly nothing.
-    not_in_half = {"leftthomas_srgan_x2_b5.pth"}
-    files = [*(shared_data / "weights").glob("*srgan*.pt*"), *(shared_data / "weights").glob("*.bin")]
-    assert not_in_half < {path.name for path in files}
-    for path in files:
-        model = weights.load(path)
-        for key in verification.GATES:
-            options = Options(*key)  # type: ignore[arg-type]
-            agreement = compare(onnx_bytes(model, options), model, options)
-            assert agreement is not None
-            refused = path.name in not_in_half and key == ("fp16", "uint8")
-            assert agreement.passed != refused, f"{path.name} {key}: {agreement}"
+    # In float16 its maps of more than a hundred, which add up to nearly nothing, leave 16% of the values off.
+    not_in_half = {"leftthomas_srgan_x2_b5.pth": {("fp16", "uint8")}}
+    files = [path for kind in ("*sr*.pt*", "*.bin") for path in (shared_data / "weights").glob(kind)]
+    assert not_in_half.keys() <= {path.name for path in files}
+    assert {path.name: failed for path in files if (failed := failing(weights.load(path)))} == not_in_half
 
 
 def test_names_say_where_in_the_network_a_node_is(model: weights.Model) -> None:
@@ -272,195 +282,13 @@ def test_the_same_bytes_in_every_folder_and_process(tiny: Path, tmp_path: Path) 
     assert str(tmp_path).encode() not in content
 
 
-# --- the lint ---------------------------------------------------------------------------------------------------
-
-
-def node_of(model: onnx.ModelProto, op: str) -> Any:
-    return next(node for node in model.graph.node if node.op_type == op)
-
-
-def set_attribute(node: Any, name: str, value: Any) -> None:
-    kept = [item for item in node.attribute if item.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
-
-
-def set_constant(model: onnx.ModelProto, name: str, value: Any) -> None:
-    constant = next(constant for constant in model.graph.initializer if constant.name == name)
-    kind = helper.tensor_dtype_to_np_dtype(constant.data_type)
-    constant.CopyFrom(numpy_helper.from_array(np.asarray(value, kind), name))
-
-
-def another_opset(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 17
-
-
-def another_domain(model: onnx.ModelProto) -> None:
-    model.opset_import.append(helper.make_opsetid("com.example", 1))
-    node_of(model, "Floor").domain = "com.example"
-
-
-def data_elsewhere(model: onnx.ModelProto) -> None:
-    constant = model.graph.initializer[0]
-    constant.data_location = TensorProto.EXTERNAL
-    constant.external_data.add(key="location", value="weights.bin")
-
-
-def an_operator_that_is_not_listed(model: onnx.ModelProto) -> None:
-    node_of(model, "Floor").op_type = "Erf"
-
-
-def uint8_inside(model: onnx.ModelProto) -> None:
-    """Transposed before it is cast: one operation less, and right for onnxruntime."""
-    cast, transpose = model.graph.node[:2]
-    transpose.input[0], transpose.output[0] = INPUT, "moved"
-    cast.input[0], cast.output[0] = "moved", "frames.nchw"
-    turned = [transpose, cast]
-    moved = [helper.make_node(node.op_type, node.input, node.output, node.name) for node in turned]
-    for node, old in zip(moved, turned, strict=True):
-        node.attribute.extend(old.attribute)
-    rest = list(model.graph.node[2:])
-    del model.graph.node[:]
-    model.graph.node.extend([*moved, *rest])
-
-
-def the_other_depth_to_space(model: onnx.ModelProto) -> None:
-    set_attribute(node_of(model, "DepthToSpace"), "mode", "DCR")
-
-
-def no_clip(model: onnx.ModelProto) -> None:
-    add = next(node for node in model.graph.node if node.name == "pixels.up")
-    clip = node_of(model, "Clip")
-    add.input[0] = clip.input[0]
-    model.graph.node.remove(clip)
-
-
-def no_floor(model: onnx.ModelProto) -> None:
-    node_of(model, "Floor").op_type = "Relu"
-
-
-def a_clip_to_256(model: onnx.ModelProto) -> None:
-    set_constant(model, "pixels.most", 256)
-
-
-def a_half_that_is_not(model: onnx.ModelProto) -> None:
-    set_constant(model, "pixels.half", 0.0)
-
-
-def a_constant_that_is_no_number(model: onnx.ModelProto) -> None:
-    set_constant(model, "head.0.bias", [np.nan] * 8)
-
-
-def a_whole_number(model: onnx.ModelProto) -> None:
-    model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.int64), "count"))
-
-
-def a_slope_that_is_computed(model: onnx.ModelProto) -> None:
-    prelu = node_of(model, "PRelu")
-    at = list(model.graph.node).index(prelu)
-    slope = helper.make_node("Relu", [prelu.input[1]], ["slope"], "slope")
-    prelu.input[1] = "slope"
-    model.graph.node.insert(at, slope)
-
-
-def a_fixed_batch(model: onnx.ModelProto) -> None:
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-
-
-def a_size_without_a_name(model: onnx.ModelProto) -> None:
-    model.graph.output[0].type.tensor_type.shape.dim[1].ClearField("dim_param")
-
-
-def another_name(model: onnx.ModelProto) -> None:
-    model.graph.input[0].name = "image"
-    node_of(model, "Cast").input[0] = "image"
-
-
-def another_end(model: onnx.ModelProto) -> None:
-    model.graph.output.append(helper.make_tensor_value_info("head.0", TensorProto.FLOAT16, ["n", 8, "h", "w"]))
-
-
-def a_path_in_the_metadata(model: onnx.ModelProto) -> None:
-    model.metadata_props.add(key="source", value="file:/home/someone/weights.pth")
-
-
-def a_path_in_a_name(model: onnx.ModelProto) -> None:
-    node_of(model, "Floor").name = "C:\\models\\floor"
-
-
-def a_remark(model: onnx.ModelProto) -> None:
-    node_of(model, "Floor").doc_string = "line 12"
-
-
-def a_stack_trace(model: onnx.ModelProto) -> None:
-    node_of(model, "Floor").metadata_props.add(key="stack_trace", value="model.py:12")
-
-
-FAULTS: list[tuple[Callable[[onnx.ModelProto], None], str]] = [
-    (another_opset, "expected opset 18"),
-    (another_domain, "expected opset 18 and no other domain"),
-    (data_elsewhere, "lies in another file|external"),
-    (an_operator_that_is_not_listed, "Erf pixels.whole: expected an operator of Add"),
-    (uint8_inside, "Transpose frames.nchw: lr is UINT8, which only a Cast at an end of the graph may be and 2 more"),
-    (the_other_depth_to_space, "expected mode CRD, which is PixelShuffle, got DCR"),
-    (no_clip, "expected .*Clip.* before UINT8"),
-    (no_floor, "expected .*Floor.* before UINT8"),
-    (a_clip_to_256, r"255.* before UINT8, got .*256"),
-    (a_half_that_is_not, r"0\.5.* before UINT8, got .*'Add', \[0\.0\]"),
-    (a_constant_that_is_no_number, "head.0.bias holds NaN or infinity"),
-    (a_whole_number, "constant count: expected FLOAT or FLOAT16, got INT64"),
-    (a_slope_that_is_computed, "PRelu head.1: expected constants, got slope"),
-    (a_fixed_batch, "lr: expected sizes .*batch.*, got \\[1"),
-    (a_size_without_a_name, "sr: expected sizes .*sr_height.*, got .*None"),
-    (another_name, "expected one end called lr, got .*image"),
-    (another_end, "expected one end called sr, got .*head.0"),
-    (a_path_in_the_metadata, "expected no path of a machine"),
-    (a_path_in_a_name, "expected no path of a machine"),
-    (a_remark, "pixels.whole: expected no doc_string"),
-    (a_stack_trace, "pixels.whole: expected metadata of the file only"),
-]
-
-
-@pytest.mark.parametrize(("plant", "said"), FAULTS, ids=[plant.__name__ for plant, _ in FAULTS])
-def test_planted_faults_are_found(plant: Callable[[onnx.ModelProto], None], said: str, model: weights.Model) -> None:
-    graph = graph_of(model)
-    check_graph(graph.SerializeToString())
-    plant(graph)
-    with pytest.raises(ParityError, match=said):
-        check_graph(graph.SerializeToString())
-
-
-def test_another_resize_is_found(tmp_path: Path) -> None:
-    for name, key, value in (
-        ("compact", "nearest_mode", "ceil"),
-        ("msrresnet", "coordinate_transformation_mode", "align_corners"),
-    ):
-        graph = graph_of(model_called(name, tmp_path))
-        set_attribute(node_of(graph, "Resize"), key, value)
-        with pytest.raises(ParityError, match=r"expected nearest .* or linear"):
-            check_graph(graph.SerializeToString())
-
-
-def test_two_float_types_in_one_operation_are_found(tmp_path: Path) -> None:
-    """Which ONNX allows in a Resize, where the frame may be in half and its scales are not."""
-    graph = graph_of(model_called("compact", tmp_path))
-    resize, add = node_of(graph, "Resize"), next(node for node in graph.graph.node if node.name == "add")
-    at = list(graph.graph.node).index(resize)
-    down = helper.make_node("Cast", [resize.input[0]], ["half"], "half", to=TensorProto.FLOAT16)
-    up = helper.make_node("Cast", [resize.output[0]], ["whole"], "whole", to=TensorProto.FLOAT)
-    add.input[1], resize.input[0] = "whole", "half"
-    graph.graph.node.insert(at + 1, up)
-    graph.graph.node.insert(at, down)
-    with pytest.raises(ParityError, match="Resize interpolate: expected one float type, got FLOAT and FLOAT16"):
-        check_graph(graph.SerializeToString())
-
-
 @pytest.mark.parametrize(("name", "by"), [("upsample.0.prelu.weight", 0.1), ("head.0.bias", 0.05), ("pixels.gain", 50)])
 def test_a_wrong_constant_is_found_by_running_it(name: str, by: float, model: weights.Model) -> None:
     for options in (Options("fp32", "float"), Options("fp16", "uint8")):
         graph = graph_of(model, precision=options.precision, frames=options.frames)
         (constant,) = (constant for constant in graph.graph.initializer if constant.name == name)
-        set_constant(graph, name, numpy_helper.to_array(constant) + by)
+        values = numpy_helper.to_array(constant)
+        constant.CopyFrom(numpy_helper.from_array((values + by).astype(values.dtype), name))
         with pytest.raises(ParityError, match="expected onnxruntime to give what eager does, got FAIL: max error"):
             verify(graph.SerializeToString(), model, options)
 

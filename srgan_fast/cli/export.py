@@ -49,5 +49,5 @@ def export(
     if agreement is None:
         print("not run: the package onnxruntime is not installed; pip install 'srgan-fast[onnx]' and export again")
     else:
-        print(f"onnxruntime against eager, frames of {sizes}: {agreement}")
+        print(f"onnxruntime against the network in float64, frames of {sizes}: {agreement}")
     print(f"-> {out} ({len(content) / 1e6:.1f} MB, sha256 {hashlib.sha256(content).hexdigest()[:16]})")

@@ -93,7 +93,8 @@ def _texts(model: ModelProto) -> Iterator[str]:
         name = getattr(owner, "name", "") or "the file"
         if owner.doc_string:
             yield f"{name}: expected no doc_string, got one"
-        if owner is not model and getattr(owner, "metadata_props", ()):  # TensorProto has some since onnx 1.17
+        # TensorProto has some since onnx 1.17.
+        if owner is not model and hasattr(owner, "metadata_props") and owner.metadata_props:
             yield f"{name}: expected metadata of the file only, got {owner.metadata_props[0].key}"
     texts = [model.producer_name, model.producer_version, model.domain, graph.name]
     texts += [text for entry in model.metadata_props for text in (entry.key, entry.value)]
