@@ -311,8 +311,8 @@ def receptive_radius(network: nn.Module, *, tail_only: bool = False) -> int | No
     """How far an output pixel looks, in LR pixels, read off the layers as they run; None if it sees the whole frame.
 
     Each k x k convolution adds (k-1)/2 pixels of the resolution that it runs at. Branches count as if they were in
-    series, so the figure is exact for a chain with skips and never too small. That of the tail does not ask for what the
-    trunk sees: no layer of a tail looks at the whole frame.
+    series, so the figure is exact for a chain with skips and never too small. In a tail no layer looks at the whole
+    frame, whatever the trunk does.
     """
     if not tail_only and has_global_layers(network):
         return None

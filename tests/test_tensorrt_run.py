@@ -293,7 +293,6 @@ FAULTS = {
     ),
     "an engine holds itself": ("handle = self._handle()", "handle = self._handle()\n        self._own = self"),
     "the frames of before": ("            ready.frames.copy_(frames)\n", ""),
-    "nothing is run": ("            ready.replay()\n", ""),
     "the outcome of a run is ignored": (
         'checked(context.execute_async_v3(handle), "TensorRT fails to run", since)',
         "context.execute_async_v3(handle)",
@@ -345,9 +344,8 @@ def test_plans_that_are_not_for_here(trt: Any, graphs: dict[str, bytes], monkeyp
         patched.setitem(sys.modules, "tensorrt", other)
         patched.setattr(library, "_logger", None)
         refused(plan, f"the engine was generated on Fake GPU{again}")
-    frames, picture = ("lr", onnx.TensorProto.UINT8), ("sr", onnx.TensorProto.FLOAT)
-    shape = ["batch", "height", "width", 3]
-    ends = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, kind in (frames, picture)]
+    shape, kinds = ["batch", "height", "width", 3], {"lr": onnx.TensorProto.UINT8, "sr": onnx.TensorProto.FLOAT}
+    ends = [onnx.helper.make_tensor_value_info(name, kind, shape) for name, kind in kinds.items()]
     nodes = [onnx.helper.make_node("Cast", ["lr"], ["sr"], to=onnx.TensorProto.FLOAT)]
     foreign = onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "foreign", ends[:1], ends[1:]),

@@ -55,10 +55,10 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
     import onnx
     from onnx.utils import Extractor
 
-    whole = {
-        kind: onnx.shape_inference.infer_shapes(onnx.load_from_string(onnx_bytes(model, Options(precision, kind))))
-        for kind in KINDS
-    }
+    whole = {}
+    for kind in KINDS:
+        written = onnx_bytes(model, Options(precision, kind, leaky_relu=True))
+        whole[kind] = onnx.shape_inference.infer_shapes(onnx.load_from_string(written))
     name = _first_of_tail(model.network)
     features = next(node.input[0] for node in whole["float"].graph.node if node.name == name)
     trunk = Extractor(whole["float"]).extract_model([INPUT], [features])
