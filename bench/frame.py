@@ -148,7 +148,7 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
         if isinstance(entry.probe(device), Ok):
             # int8 is a matter of kernels, and of weights that have scales for it.
             some = (*precisions, "int8") if backend == "fused" and model.calibration is not None else precisions
-            if backend == "onnx":
+            if backend in ("onnx", "tensorrt"):
                 some = tuple(precision for precision in precisions if precision != "bf16")
             for precision in some:
                 found[backend, precision] = _maker(model, frames, backend, device, precision)

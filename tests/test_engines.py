@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -317,49 +319,38 @@ def test_clean_removes_what_is_ours_and_wanted_gone(fake: Any, folder: Path, mod
     assert set(folder.iterdir()) == {*strangers, orphans[1]}
 
 
-# --- several processes
+# --- several at once
 
 BUILD = """
-import sys, time
+import sys
 import fake_tensorrt, pytest
 from srgan_fast.tensorrt import engines
 from srgan_fast.weights import load
 
 fake = fake_tensorrt.install(pytest.MonkeyPatch())
-def step(i):
-    if i == 0:
-        print("builds", flush=True)
-fake.switches.on_step = step
-fake.switches.slow_step_s = float(sys.argv[2])
-pair, new = engines.build(
-    load(sys.argv[1]), "fp16", engines.options(4, largest=(64, 48)), "cpu",
-    judge=lambda pair: engines.Findings(("pass",), {}), on_wait=lambda: print("waits", flush=True),
-)
-print(new, pair.entry.key, pair.entry.plans)
+fake.switches.on_step = lambda i: print("builds", flush=True)
+fake.switches.slow_step_s = 60
+engines.build(load(sys.argv[1]), "fp16", engines.options(4, largest=(64, 48)), "cpu", judge=None)
 """
 
 
-def start(tiny: Path, slow_step_s: float) -> subprocess.Popen[str]:
+def test_one_builds_and_who_waits_takes_its_result_and_a_killed_process_holds_nobody_up(
+    fake: Any, folder: Path, model: Model, tiny: Path
+) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    command = [sys.executable, "-c", BUILD, str(tiny), str(slow_step_s)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def said(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-def test_one_process_builds_and_a_killed_one_hands_on(folder: Path, tiny: Path) -> None:
-    first = start(tiny, 60)
-    assert said(first) == "builds"
-    others = [start(tiny, 0.01) for _ in range(2)]
-    assert [said(other) for other in others] == ["waits", "waits"]
-    assert names(folder) == [".lock"]
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    # Of the two that waited one builds, and the other takes its result.
-    outs = [other.communicate(timeout=120)[0].splitlines()[-1].split(" ", 1) for other in others]
-    assert sorted(out[0] for out in outs) == ["False", "True"]
-    assert outs[0][1] == outs[1][1]
+    command = [sys.executable, "-c", BUILD, str(tiny)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "builds\n"
+        waiting = threading.Barrier(3)
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(made, model, on_wait=waiting.wait) for _ in range(2)]
+            waiting.wait(timeout=60)
+            assert names(folder) == [".lock"]
+            assert not any(one.done() for one in both)
+            first.send_signal(signal.SIGKILL)
+            (one, mine), (other, theirs) = (each.result(timeout=60) for each in both)
+    assert sorted((mine, theirs)) == [False, True]
+    assert one == other
+    assert len(fake.seen.builds) == 2
     assert names(folder) == [".json", ".plan", ".plan", ".timing"]

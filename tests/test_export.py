@@ -7,7 +7,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -368,3 +370,29 @@ def test_without_onnx_it_says_how_to_get_it(
     code, _, err = run("export", tiny, tmp_path / "tiny.onnx")
     assert (code, "the package onnx is not installed; pip install 'srgan-fast[onnx]'" in err) == (3, True)
     assert not list(tmp_path.iterdir())
+
+
+def test_threads_export_while_others_run_networks() -> None:
+    """To trace, fx replaces what every module of the process does when it is called."""
+    model = weights.load("srresnet_x4_small")
+    want = onnx_bytes(model)
+    frame = torch.rand(1, 3, 8, 8)
+    with torch.inference_mode():
+        picture = model.network(frame)
+    over = threading.Event()
+
+    def run() -> bool:
+        same = True
+        with torch.inference_mode():
+            while not over.is_set():
+                same &= torch.equal(model.network(frame), picture)
+        return same
+
+    with ThreadPoolExecutor(3) as pool:
+        running = pool.submit(run)
+        exports = [pool.submit(onnx_bytes, model) for _ in range(6)]
+        outcomes = [export.exception() for export in exports]
+        over.set()
+        assert outcomes == [None] * 6
+        assert {export.result() == want for export in exports} == {True}
+        assert running.result()

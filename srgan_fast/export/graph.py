@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import operator
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +33,8 @@ INPUT, OUTPUT = "lr", "sr"
 OPSET = 18
 # The oldest that has this opset, so that old readers take the file.
 _IR_VERSION = 8
+# fx can trace in one thread at a time.
+_TRACING = threading.Lock()
 # Counts changes of what is written for the same weights.
 _FORMAT = 1
 _LEVELS = 255
@@ -153,6 +156,26 @@ def _affine(graph: _Graph, name: str, value: str, gain: NDArray[Any], offset: ND
 # --- the network ------------------------------------------------------------------------------------------------
 
 
+class _Tracer(fx.Tracer):
+    """Traces in its own thread alone: while it does, fx has every module of the process come by here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What another thread calls it gets, and it is none of the trace's."""
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """The same for what another thread looks up."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
 class _Walk:
     """Writes a network's operations in the order in which they run, each under the name of its module.
 
@@ -171,7 +194,8 @@ class _Walk:
 
         Raises:  UsageError for an operation that has no counterpart here
         """
-        operations = list(fx.symbolic_trace(self.network).graph.nodes)
+        with _TRACING:
+            operations = list(_Tracer().trace(self.network).nodes)
         convs = (i for i, operation in enumerate(operations) if isinstance(self._subject(operation), nn.Conv2d))
         last = max(convs, default=-1)
         for i, operation in enumerate(operations):
