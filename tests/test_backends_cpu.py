@@ -24,7 +24,8 @@ from srgan_fast.backends.onnx import ONNXBackend
 from srgan_fast.backends.openvino import OpenVINOBackend
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.backends.selfcheck import Disagrees
-from srgan_fast.bench import memory
+from srgan_fast.bench import frame, memory, peers, table
+from srgan_fast.cli import check
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.model import (
     CompactConfig,
@@ -323,3 +324,42 @@ def test_a_probe_imports_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
     assert isinstance(onnx_backend.probe("cpu"), Ok)
+
+
+# --- bench and check ----------------------------------------------------------------------------------------------
+
+
+def test_bench_has_a_row_for_each_and_says_what_auto_is(tiny: Path) -> None:
+    """All in one run, each against the fixed baselines, by figures that follow from the samples."""
+    found = frame.measure(str(tiny), 9, 7, 2, "cpu")
+    rows = {(one["impl"], one["dtype"]): one for one in found}
+    names = {"plain", "openvino", "eager", "onnx", *peers.FIXED}
+    assert {impl for impl, _ in rows} == names
+    assert all(one["quality"]["gate"] == "pass" for one in found)
+    (chosen,) = (key for key, one in rows.items() if one["auto"])
+    picked = select("auto", weights.load(tiny), "cpu", "auto")
+    assert chosen == (picked.name, picked.precision)
+    for rival in peers.FIXED:
+        base = next(one for one in found if one["impl"] == rival)
+        ratio = base["latency_ms"]["p50"] / rows[chosen]["latency_ms"]["p50"]
+        assert rows[chosen]["derived"][f"speedup_vs_{rival}"] == pytest.approx(ratio)
+        assert f"speedup_vs_{rival}" not in base["derived"]
+    (printed, _), *_ = table.speed_tables(found)
+    assert sum("(auto)" in row[0] for row in printed.rows) == 1
+
+
+def test_check_prints_what_each_is_worth(
+    model: weights.Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(weights, "load", lambda name: model)
+    assert all(passed for _, passed in check._exported_parity())
+    printed = capsys.readouterr().out
+    for said in (
+        "openvino fp32 on cpu: pass: max error",
+        "onnx fp32 on cpu: pass: max error",
+        "openvino bf16 on cpu: ",
+    ):
+        assert f"parity {said}" in printed
+    monkeypatch.setattr(OpenVINOBackend, "_runner", _off_by(0.01))
+    assert ("openvino fp32", False) in check._exported_parity()
+    assert "parity openvino fp32 on cpu: FAIL: backend openvino disagrees" in capsys.readouterr().out
