@@ -26,8 +26,8 @@ from srgan_fast.errors import InputError, OutputError, UsageError
 SEGMENT_S = 10
 _VERSION = 1
 _ENDS_BYTES, _SAMPLES, _SAMPLE_BYTES = 1 << 20, 16, 1 << 16
-_MANIFEST, _LOCK = "manifest.json", "lock"
-_OURS = re.compile(r"\d{6}(\.partial)?\.(nut|json)(\.part)?|\.[0-9a-f]{16}\.part|manifest\.json|lock")
+_MANIFEST, _LOCK, _JOINED = "manifest.json", "lock", "joined.part"
+_OURS = re.compile(r"\d{6}(\.partial)?\.(nut|json)(\.part)?|\.[0-9a-f]{16}\.part|manifest\.json|joined\.part|lock")
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,9 @@ class Record:
     """What is known of a finished segment; one without frames has no file."""
 
     frames: int
-    first_pts: int | None
-    last_pts: int | None
     size_bytes: int
     damaged: int
+    missing: int
     notes: tuple[str, ...]
 
 
@@ -78,6 +77,43 @@ def fingerprint(path: Path) -> dict[str, Any]:
     return {"size_bytes": size, "sha256": digest.hexdigest()}
 
 
+@dataclass(frozen=True)
+class Folder:
+    """Where the segments of a job lie: all that a process has to know of it to render some of them."""
+
+    path: Path
+
+    def packets(self, segment: Segment) -> Path:
+        """Where the packets of a segment lie."""
+        return self.path / f"{segment.index:06}.nut"
+
+    def partial(self, segment: Segment) -> Path:
+        """Where those of a segment lie that was stopped before its end."""
+        return self.path / f"{segment.index:06}.partial.nut"
+
+    def joined(self) -> Path:
+        """Where the whole is put together, before it goes to its place."""
+        return self.path / _JOINED
+
+    def record(self, segment: Segment) -> Record | None:
+        """What is known of a finished segment; None where it is to be rendered."""
+        try:
+            read = json.loads(self._record_path(segment).read_text())
+            record = Record(**{**read, "notes": tuple(read["notes"])})
+            if record.frames and self.packets(segment).stat().st_size != record.size_bytes:
+                return None
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+        return record
+
+    def finish(self, segment: Segment, record: Record) -> None:
+        """Declare a segment finished, once its file is in its place."""
+        _write(self._record_path(segment), asdict(record))
+
+    def _record_path(self, segment: Segment) -> Path:
+        return self.path / f"{segment.index:06}.json"
+
+
 class Parts:
     """The folder of a job; made, or taken up again where it fits the input and the settings.
 
@@ -88,9 +124,10 @@ class Parts:
     """
 
     def __init__(
-        self, folder: Path, source: Mapping[str, Any], settings: Mapping[str, Any], *, restart: bool = False
+        self, path: Path, source: Mapping[str, Any], settings: Mapping[str, Any], *, restart: bool = False
     ) -> None:
-        self.folder = folder
+        self.folder = Folder(path)
+        self._path = path
         self._of = {"version": _VERSION, "source": dict(source), "settings": dict(settings)}
         self._lock = self._take()
         try:
@@ -104,94 +141,72 @@ class Parts:
     def begin(self, segments: Sequence[Segment]) -> None:
         """Note where the segments lie, before the first is rendered."""
         self.segments = list(segments)
-        self._write(self.folder / _MANIFEST, {**self._of, "segments": [[s.start, s.stop] for s in segments]})
-
-    def path(self, segment: Segment) -> Path:
-        """Where the packets of a segment lie."""
-        return self.folder / f"{segment.index:06}.nut"
-
-    def partial_path(self, segment: Segment) -> Path:
-        """Where those of a segment lie that was stopped before its end."""
-        return self.folder / f"{segment.index:06}.partial.nut"
-
-    def record(self, segment: Segment) -> Record | None:
-        """What is known of a finished segment; None where it is to be rendered."""
-        try:
-            read = json.loads(self._record_path(segment).read_text())
-            record = Record(**{**read, "notes": tuple(read["notes"])})
-            if record.frames and self.path(segment).stat().st_size != record.size_bytes:
-                return None
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
-        return record
-
-    def finish(self, segment: Segment, record: Record) -> None:
-        """Declare a segment finished, once its file is in its place."""
-        self._write(self._record_path(segment), asdict(record))
+        _write(self._path / _MANIFEST, {**self._of, "segments": [[s.start, s.stop] for s in segments]})
 
     def close(self) -> None:
         """Let others have the folder; it goes where it has nothing to resume from."""
-        if self.segments is None or not any(self.record(segment) for segment in self.segments):
-            with suppress(OSError):
+        if not self._lock.closed:
+            if self.segments is None or not any(self.folder.record(segment) for segment in self.segments):
                 self.remove()
-        self._lock.close()
+            self._lock.close()
 
     def remove(self) -> None:
-        """Remove the folder."""
-        self._clear()
-        (self.folder / _LOCK).unlink(missing_ok=True)
+        """Remove the folder, after which it is no longer this run's."""
         with suppress(OSError):
-            self.folder.rmdir()
-
-    def _record_path(self, segment: Segment) -> Path:
-        return self.folder / f"{segment.index:06}.json"
+            self._clear()
+            (self._path / _LOCK).unlink(missing_ok=True)
+            self._path.rmdir()
+        self._lock.close()
 
     def _take(self) -> Any:
         try:
-            self.folder.mkdir(exist_ok=True)
-            strangers = [name for name in sorted(os.listdir(self.folder)) if not _OURS.fullmatch(name)]
+            self._path.mkdir(exist_ok=True)
+            strangers = [name for name in sorted(os.listdir(self._path)) if not _OURS.fullmatch(name)]
             if strangers:
-                raise UsageError(f"expected {self.folder} to hold parts of a video only, got {strangers[0]}; move it away")
-            lock = (self.folder / _LOCK).open("wb")
+                raise UsageError(f"expected {self._path} to hold parts of a video only, got {strangers[0]}; move it away")
+            lock = (self._path / _LOCK).open("wb")
         except OSError as error:
-            raise OutputError(f"cannot use the folder {self.folder}: {error.strerror}; name another output") from error
+            raise OutputError(f"cannot use the folder {self._path}: {error.strerror}; name another output") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             lock.close()
-            raise UsageError(f"another run is at work on {self.folder}; wait for it, or name another output") from None
+            raise UsageError(f"another run is at work on {self._path}; wait for it, or name another output") from None
         return lock
 
     def _read(self) -> list[Segment] | None:
         try:
-            there = json.loads((self.folder / _MANIFEST).read_text())
+            there = json.loads((self._path / _MANIFEST).read_text())
             segments = [Segment(i, *map(_pts, span)) for i, span in enumerate(there.pop("segments"))]
         except FileNotFoundError:
             self._clear()  # of a run that was killed before it began
             return None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(f"the manifest in {self.folder} is damaged; --restart throws its parts away") from None
+            raise UsageError(f"the manifest in {self._path} is damaged; --restart throws its parts away") from None
         if there == (wanted := json.loads(json.dumps(self._of))):
             return segments
-        if there.get("source") != wanted["source"]:
+        if there.get("version") != _VERSION:
+            why = "another version of this program"
+        elif there.get("source") != wanted["source"]:
             why = "another input"
         else:
             before, now = there.get("settings", {}), wanted["settings"]
             changed = [name for name in now if before.get(name) != now[name]]
             why = "other settings: " + ", ".join(f"{n} {before.get(n)}, not {now[n]}" for n in changed)
-        raise UsageError(f"{self.folder} has parts of {why}; --restart throws them away")
+        raise UsageError(f"{self._path} has parts of {why}; --restart throws them away")
 
     def _clear(self) -> None:
-        for name in os.listdir(self.folder):
+        for name in os.listdir(self._path):
             if name != _LOCK and _OURS.fullmatch(name):
-                (self.folder / name).unlink(missing_ok=True)
+                (self._path / name).unlink(missing_ok=True)
 
-    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
-        try:
-            with atomic(path) as file:
-                file.write(json.dumps(content, indent=1).encode())
-        except OSError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}; make room, the same command goes on") from error
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    try:
+        with atomic(path) as file:
+            file.write(json.dumps(content, indent=1).encode())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; make room, the same command goes on") from error
 
 
 def _pts(value: object) -> int | None:

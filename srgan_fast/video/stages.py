@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,10 +20,17 @@ from torch import Tensor
 
 from srgan_fast.graph import stream_for
 from srgan_fast.video.colour import Colour, from_rgb, to_rgb
-from srgan_fast.video.source import Frame
 
-# Stands in the stream of frames where a segment has had all of its frames.
-END_OF_SEGMENT = object()
+if TYPE_CHECKING:
+    from srgan_fast.video.source import Frame
+
+@dataclass(frozen=True)
+class End:
+    """Stands in the stream where a segment has had all of its frames, and says what was met in reading them."""
+
+    damaged: int = 0
+    missing: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -119,13 +126,13 @@ class Stages:
     def upload(self, items: Iterator[Any]) -> Iterator[Any]:
         """Frames -> pictures on the device."""
         for item in items:
-            yield item if item is END_OF_SEGMENT else self._picture(item)
+            yield item if isinstance(item, End) else self._picture(item)
 
     def upscale(self, items: Iterator[Any]) -> Iterator[Any]:
         """Pictures -> larger pictures."""
         waiting: list[Picture] = []
         for item in items:
-            if item is END_OF_SEGMENT:
+            if isinstance(item, End):
                 # Batches never span segments: what is in one depends on no run that came before.
                 for picture in waiting:
                     yield from self._larger([picture])
@@ -142,7 +149,7 @@ class Stages:
     def download(self, items: Iterator[Any]) -> Iterator[Any]:
         """Pictures -> planes on the host."""
         for item in items:
-            yield item if item is END_OF_SEGMENT else self._planes(item)
+            yield item if isinstance(item, End) else self._planes(item)
 
     def _picture(self, frame: Frame) -> Picture:
         planes = [np.asarray(plane) for plane in frame.planes]
