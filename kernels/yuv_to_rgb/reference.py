@@ -38,9 +38,6 @@ def _enlarged(c: Tensor, height: int, width: int, siting: str) -> Tensor:
 
 
 def _doubled(c: Tensor, dim: int, on_first: bool) -> Tensor:
-    after = shift(c, 1, dim)
-    if on_first:
-        pair = (c, (c + after) * 0.5)
-    else:
-        pair = (0.75 * c + 0.25 * shift(c, -1, dim), 0.75 * c + 0.25 * after)
+    before, after = shift(c, -1, dim), shift(c, 1, dim)
+    pair = (c, 0.5 * (c + after)) if on_first else (0.75 * c + 0.25 * before, 0.75 * c + 0.25 * after)
     return torch.stack(pair, dim).flatten(dim - 1, dim)
