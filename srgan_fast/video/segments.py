@@ -117,7 +117,8 @@ class Folder:
 class Parts:
     """The folder of a job; made, or taken up again where it fits the input and the settings.
 
-    A run that holds it keeps others out. `segments` are those of the run that began the job, None where this one does.
+    A run that holds it keeps others out. `segments` and the encoder's `threads` are those of the run that began the
+    job; None where this one does.
 
     Raises:  UsageError if it belongs to another input or other settings, holds what is not ours, or is in use;
              OutputError if it cannot be made or written
@@ -133,15 +134,16 @@ class Parts:
         try:
             if restart:
                 self._clear()
-            self.segments = self._read()
+            self.segments, self.threads = self._read()
         except BaseException:
             self._lock.close()
             raise
 
-    def begin(self, segments: Sequence[Segment]) -> None:
-        """Note where the segments lie, before the first is rendered."""
-        self.segments = list(segments)
-        _write(self._path / _MANIFEST, {**self._of, "segments": [[s.start, s.stop] for s in segments]})
+    def begin(self, segments: Sequence[Segment], threads: int) -> None:
+        """Note where the segments lie, and how many threads the encoder has, before the first is rendered."""
+        self.segments, self.threads = list(segments), threads
+        spans = [[segment.start, segment.stop] for segment in segments]
+        _write(self._path / _MANIFEST, {**self._of, "threads": threads, "segments": spans})
 
     def close(self) -> None:
         """Let others have the folder; it goes where it has nothing to resume from."""
@@ -174,17 +176,18 @@ class Parts:
             raise UsageError(f"another run is at work on {self._path}; wait for it, or name another output") from None
         return lock
 
-    def _read(self) -> list[Segment] | None:
+    def _read(self) -> tuple[list[Segment] | None, int | None]:
         try:
             there = json.loads((self._path / _MANIFEST).read_text())
-            segments = [Segment(i, *map(_pts, span)) for i, span in enumerate(there.pop("segments"))]
+            segments = [Segment(i, *map(_integer, span)) for i, span in enumerate(there.pop("segments"))]
+            threads = _integer(there.pop("threads"))
         except FileNotFoundError:
             self._clear()  # of a run that was killed before it began
-            return None
+            return None, None
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(f"the manifest in {self._path} is damaged; --restart throws its parts away") from None
         if there == (wanted := json.loads(json.dumps(self._of))):
-            return segments
+            return segments, threads
         if there.get("version") != _VERSION:
             why = "another version of this program"
         elif there.get("source") != wanted["source"]:
@@ -209,7 +212,7 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
         raise OutputError(f"cannot write {path}: {error.strerror}; make room, the same command goes on") from error
 
 
-def _pts(value: object) -> int | None:
+def _integer(value: object) -> int | None:
     if value is not None and not isinstance(value, int):
         raise TypeError
     return value
