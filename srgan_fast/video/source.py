@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ class Info:
     """What a file says of its video.
 
     Units:   `rotation` in degrees counterclockwise, as it is to be shown; `display` the matrix that says so, with
-             mirroring; `start_us` where the file begins; `frames` and `duration_s` as the file says, None if it does not
+             mirroring; `start_us` where the file begins; `end` where the last frame ends, in ticks; `frames`, `end` and
+             `duration_s` as the file says, None if it does not
     """
 
     width: int
@@ -62,6 +64,7 @@ class Info:
     frames: int | None
     duration_s: float | None
     start_us: int
+    end: int | None
     colour: Colour
     hdr: Hdr | None
     interlaced: bool
@@ -132,7 +135,7 @@ class Source:
         self._errors = 0
         self._truncated = 0
         _refuse(self.path)
-        with self._opened() as (container, stream):
+        with self.opened() as (container, stream):
             self.info = self._probe(container, stream)
 
     def __enter__(self) -> Source:
@@ -165,7 +168,7 @@ class Source:
         keys: list[int] = []
         seen: set[int] = set()
         last = None
-        with self._opened() as (container, stream), closing(self._packets(container, stream, _Reading())) as packets:
+        with self.opened() as (container, stream), closing(self._packets(container, stream, _Reading())) as packets:
             for packet in packets:
                 if packet.size == 0 or packet.is_discard:
                     continue
@@ -186,7 +189,7 @@ class Source:
         count = 0
         for back_s in _ATTEMPTS if start is not None else (None,):
             reading, clock = _Reading(), _Clock(self._step)
-            with self._opened() as (container, stream):
+            with self.opened() as (container, stream):
                 if start is not None and back_s is not None and not _sought(container, stream, start, back_s):
                     continue
                 first = True
@@ -212,7 +215,7 @@ class Source:
         for text in clock.notes:
             self.note(text)
         if reading.ended and stop is None:
-            self._check_end(reading)
+            self._check_end(reading, whole=start is None)
         if start is None and stop is None and count == 0:
             raise InputError(f"expected a video, got no frame that can be decoded: {self.path}; fetch it again")
 
@@ -234,7 +237,7 @@ class Source:
         return round(pts * frame.time_base / self.info.time_base)
 
     @contextmanager
-    def _opened(self) -> Iterator[tuple[Any, Any]]:
+    def opened(self) -> Iterator[tuple[Any, Any]]:
         try:
             # "file:" because a name with a colon would be taken for a protocol.
             container = av.open(f"file:{os.fspath(self.path)}", metadata_errors="replace")
@@ -316,6 +319,7 @@ class Source:
             frames=frames,
             duration_s=duration,
             start_us=max(0, container.start_time or 0),
+            end=_end(stream),
             colour=colour_of(first, codec, siting, self._matrix, self.note),
             hdr=_hdr(first),
             interlaced=bool(first.interlaced_frame),
@@ -337,9 +341,9 @@ class Source:
             self._truncated = count
             self.note(f"the file is cut short: about {count} frames are missing at its end")
 
-    def _check_end(self, reading: _Reading) -> None:
+    def _check_end(self, reading: _Reading, *, whole: bool) -> None:
         """Compare what a file has with what it says."""
-        if self.info.container == "avi" and self.info.frames:
+        if whole and self.info.container == "avi" and self.info.frames:
             self._miss(self.info.frames - reading.packets)
         if not self.info.container.startswith(_TELL_LENGTH) or self._length_s is None:
             return
@@ -349,7 +353,7 @@ class Source:
 
     @cached_property
     def _length_s(self) -> float | None:
-        with self._opened() as (container, _):
+        with self.opened() as (container, _):
             return None if container.duration is None else (container.duration + self.info.start_us) / _MICROSECONDS
 
 
@@ -379,6 +383,16 @@ def _refuse(path: Path) -> None:
         raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {str(path)!r}: {error}; check the name") from error
+
+
+def _end(stream: Any) -> int | None:
+    """Where the last frame ends, in ticks; Matroska has it as a tag."""
+    if stream.duration is not None:
+        return (stream.start_time or 0) + stream.duration
+    match = re.fullmatch(r"(\d+):(\d\d):(\d\d\.\d+)", stream.metadata.get("DURATION", ""))
+    if match is None:
+        return None
+    return round((int(match[1]) * 3600 + int(match[2]) * 60 + Fraction(match[3])) / stream.time_base)
 
 
 def _sought(container: Any, stream: Any, start: int, back_s: int) -> bool:
