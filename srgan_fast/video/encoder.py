@@ -73,6 +73,7 @@ class Options:
 
     crf: float | None = None
     preset: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ class Encoder:
             self._stream.time_base = output.time_base
             context = self._stream.codec_context
             context.time_base, context.sample_aspect_ratio = output.time_base, output.sar
+            if options.threads is not None:
+                context.thread_count = options.threads
             tag(context, output)
         except BaseException:
             self._file.close()

@@ -76,10 +76,13 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
     return lost
 
 
-def join(source: Source, segments: Sequence[Path], target: Path, container: str, output: Output) -> Written:
+def join(
+    source: Source, segments: Sequence[Path], target: Path, container: str, output: Output, *, partly: bool = False
+) -> Written:
     """Write `target`: the video of the segments in order, and all else that the container can hold of the source.
 
-    Times are those of the source from its beginning on. The name of `target` says nothing of its container.
+    Times are those of the source from its beginning on. The name of `target` says nothing of its container. With
+    `partly` the segments are not all, and the other streams end with them.
 
     Raises:  OutputError if segments do not fit together, or the file cannot be written
     """
@@ -97,7 +100,10 @@ def join(source: Source, segments: Sequence[Path], target: Path, container: str,
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
             _copy_chapters(opened, out, container, source.info.start_us, notes)
             shift = _ticks(source.info.start_us, output.time_base)
-            for _, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
+            end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
+            for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
+                if end is not None and at >= end:
+                    break
                 out.mux_one(packet)
             streams = len(out.streams)
         with target.open("rb+") as file:

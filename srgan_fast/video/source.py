@@ -151,6 +151,11 @@ class Source:
         """Frames and packets that were corrupt in what was read, and frames that the file says it has but lacks."""
         return self._errors + self._truncated
 
+    @property
+    def missing(self) -> int:
+        """Frames that the file says it has but lacks, as far as it was read."""
+        return self._truncated
+
     def note(self, text: str) -> None:
         """Add to the notes what is not there yet."""
         if text not in self.notes:

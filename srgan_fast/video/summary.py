@@ -42,7 +42,9 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """The summary for a reader."""
-        said = f"{self.frames} frames of {self.output.width}x{self.output.height}, {self.duration_s:.2f} s, {self.codec}"
+        said = (
+            f"{self.frames} frames of {self.output.width}x{self.output.height}, {self.duration_s:.2f} s, {self.codec}"
+        )
         said += f" in {self.seconds:.1f} s"
         new = self.frames - self.resumed
         if self.resumed:
