@@ -181,7 +181,7 @@ class Encoder:
     Raises:  OutputError if the file cannot be written or the encoder fails
     """
 
-    def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:  # noqa: B008
+    def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:
         self._path, self._output, self._codec = path, output, codec
         self.frames = 0
         self._neutral = 1 << (codec.depth - 1)
@@ -190,13 +190,19 @@ class Encoder:
         try:
             # NUT keeps any time base and any timestamps; by itself the muxer would move what begins before zero.
             self._container: Any = av.open(self._file, "w", format="nut", options={"avoid_negative_ts": "disabled"})
-            self._stream = self._container.add_stream(codec.name, rate=output.rate, options=self._settings(options))
-            self._stream.width, self._stream.height = output.width, output.height
-            self._stream.pix_fmt = codec.pixel_format
+            add: Any = self._container.add_stream  # typed for sound and text as well
+            self._stream = add(
+                codec.name,
+                rate=output.rate,
+                options=self._settings(options),
+                width=output.width,
+                height=output.height,
+                pix_fmt=codec.pixel_format,
+                sample_aspect_ratio=output.sar,
+            )
             self._stream.time_base = output.time_base
-            context = self._stream.codec_context
-            context.time_base, context.sample_aspect_ratio = output.time_base, output.sar
-            tag(context, output)
+            self._stream.codec_context.time_base = output.time_base
+            tag(self._stream.codec_context, output)
         except BaseException:
             self._file.close()
             raise

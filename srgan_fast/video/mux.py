@@ -19,11 +19,17 @@ import av.error
 
 from srgan_fast.errors import OutputError, UsageError
 from srgan_fast.video.encoder import Codec, Output, holds_hdr, tag
-from srgan_fast.video.source import FFMPEG_ERRORS, Source, main_stream
+from srgan_fast.video.source import FFMPEG_ERRORS, Source
 
 CONTAINERS = {
-    **{".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"},
-    **{".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts", ".nut": "nut"},
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".nut": "nut",
 }
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
@@ -62,8 +68,10 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
     """
     container = container_of(target)
     with av.open(io.BytesIO(), "w", format=container) as trial:
-        if codec.name not in trial.supported_codecs:
-            raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv")
+        try:
+            trial.add_stream(codec.name)
+        except ValueError as error:
+            raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv") from error
     lost = []
     with source.opened() as (opened, main):
         lost += [reason for _, reason in _others(opened, main, container) if reason is not None]
@@ -152,7 +160,7 @@ class _Video:
         stream.time_base = self._output.time_base
         context = stream.codec_context
         tag(context, self._output)
-        context.sample_aspect_ratio = self._output.sar
+        context.sample_aspect_ratio, context.framerate = self._output.sar, self._output.rate
         if container in ("mp4", "mov") and context.name == "hevc":
             context.codec_tag = "hvc1"  # the only one that Apple's players take
         if source.info.display is not None and container in _TURNS:

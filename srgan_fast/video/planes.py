@@ -81,7 +81,7 @@ def colour_of(frame: Any, codec: str, siting: Siting, matrix: Matrix | None, not
     if matrix is None:
         if code in FOREIGN:
             raise InputError(
-                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[code]}; convert it first, or name a matrix"
+                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[code]}; convert it first, or say --matrix"
             )
         if code in NEAREST:
             matrix, spoken = NEAREST[code]

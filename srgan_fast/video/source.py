@@ -1,10 +1,10 @@
-"""Source: a video file as frames with the timestamps, colours and metadata that it has, however odd or damaged it is."""
+"""Source: a video file as frames with the timestamps and colours that it has, however odd or damaged it is."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -254,7 +254,7 @@ class Source:
             stream.thread_type = "SLICE"
             yield container, stream
 
-    def _packets(self, container: Any, stream: Any, reading: _Reading) -> Iterator[Any]:
+    def _packets(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         """Packets of the video, to the end of what is there."""
         failures = 0
         while failures < _PATIENCE:
@@ -264,7 +264,7 @@ class Source:
                     if packet.pts is not None and packet.time_base:
                         end = (packet.pts + (packet.duration or 0)) * packet.time_base
                         reading.end_s = max(reading.end_s, float(end))
-                    if packet.stream_index == stream.index:
+                    if packet.stream.index == stream.index:  # the index of a packet that flushes means nothing
                         reading.packets += packet.size > 0
                         reading.errors += packet.is_corrupt
                         yield packet
@@ -275,7 +275,7 @@ class Source:
                 reading.errors += 1
         reading.ended = True
 
-    def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Iterator[Any]:
+    def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         with closing(self._packets(container, stream, reading)) as packets:
             for packet in packets:
                 try:
