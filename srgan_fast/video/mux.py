@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ CONTAINERS = {
 }
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
+_MOST_TICKS = 10_000_000  # a second, in an MP4
 _TICK = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90_000)}
 
 # What describes the old file or its coding, not the work.
@@ -99,17 +101,20 @@ def join(source: Source, segments: Sequence[Path], target: Path, container: str,
     try:
         with ExitStack() as stack:
             opened, main = stack.enter_context(source.opened())
-            out = stack.enter_context(av.open(os.fspath(target), "w", format=container, options=_options(container)))
+            out = stack.enter_context(
+                av.open(os.fspath(target), "w", format=container, options=_options(container, opened, output))
+            )
             stream = video.add_to(out, source, main, container)
-            copies = _Copies(opened, main, out, container, notes, source.info.start_us)
+            copies = _Copies(opened, main, out, container, notes, source.info.start_s)
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
-            _copy_chapters(opened, out, container, source.info.start_us, notes)
-            shift = _ticks(source.info.start_us, output.time_base)
+            _copy_chapters(opened, out, container, source.info.start_s, notes)
+            shift = _ticks(source.info.start_s, output.time_base)
             for _, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
                 out.mux_one(packet)
-            streams = len(out.streams)
         with target.open("rb+") as file:
             os.fsync(file.fileno())
+        with av.open(os.fspath(target)) as written:
+            streams = len(written.streams)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; free some space or name another folder") from error
     except FFMPEG_ERRORS as error:
@@ -136,7 +141,7 @@ class _Video:
                 extradata = mine
                 times = [self._time(packet) for packet in container.demux(stream) if packet.size]
             ordered = sorted(times)
-            delay = max(delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times)))
+            delay = max([delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times))])
             self.times += times
         self.times.sort()
         steps = [after - before for before, after in pairwise(self.times)]
@@ -148,7 +153,7 @@ class _Video:
         usual = max(1, round(1 / (output.rate * output.time_base)))
         last = usual if end is None else end - self.times[-1]
         # What a file says of its end may be of its sound, or nothing at all.
-        if not 0 < last <= 2 * max(usual, *steps[-1:]):
+        if not 0 < last <= 2 * max([usual, *steps[-1:]]):
             last = usual
         self.duration = self.times[-1] - self.times[0] + last
         self._shown = dict(zip(self.times, [*steps, last], strict=True))
@@ -194,7 +199,7 @@ class _Video:
 class _Copies:
     """The other streams of the source: those that fit are added to the output, the rest is noted."""
 
-    def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_us: int) -> None:
+    def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_s: Fraction) -> None:
         self._opened, self._notes = opened, notes
         self._streams: dict[int, _Copied] = {}
         for stream, reason in _others(opened, main, container):
@@ -206,7 +211,7 @@ class _Copies:
                 copy = out.add_stream_from_template(stream, opaque=True)
                 copy.metadata.update(_kept(stream.metadata, _STREAM_KEYS))
                 copy.disposition = stream.disposition
-                self._streams[stream.index] = _Copied(copy, stream.time_base, _ticks(start_us, stream.time_base))
+                self._streams[stream.index] = _Copied(copy, stream.time_base, _ticks(start_s, stream.time_base))
 
     def packets(self) -> Iterator[tuple[Fraction, Any]]:
         """Their packets in the order of the file, each with its place in time."""
@@ -308,13 +313,13 @@ def _attach(out: Any, opened: Any, stream: Any) -> None:
         out.add_attachment(name, stream.metadata.get("mimetype", f"image/{kind}"), bytes(packet))
 
 
-def _copy_chapters(opened: Any, out: Any, container: str, start_us: int, notes: list[str]) -> None:
+def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction, notes: list[str]) -> None:
     chapters = opened.chapters()
     if chapters and container not in _CHAPTERS:
         notes.append(f"dropped chapters: {container} has none; write .mkv")
     elif chapters:
         for chapter in chapters:
-            shift = _ticks(start_us, chapter["time_base"])
+            shift = _ticks(start_s, chapter["time_base"])
             chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
         out.set_chapters(chapters)
 
@@ -327,10 +332,16 @@ def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:
     }
 
 
-def _ticks(microseconds: int, time_base: Fraction) -> int:
-    return round(Fraction(microseconds, 1_000_000) / time_base)
+def _ticks(seconds: Fraction, time_base: Fraction) -> int:
+    return round(seconds / time_base)
 
 
-def _options(container: str) -> dict[str, str]:
-    # The index first, so that a player on the network can begin; colours in the container as well.
-    return {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+def _options(container: str, opened: Any, output: Output) -> dict[str, str]:
+    if container not in ("mp4", "mov"):
+        return {}
+    # In these ticks an MP4 says where each stream begins; by default they are milliseconds.
+    rates = [stream.codec_context.sample_rate for stream in opened.streams.audio if stream.codec_context is not None]
+    own = output.time_base.denominator
+    ticks = next((ticks for ticks in (lcm(own, *(rate or 1 for rate in rates)), own) if ticks <= _MOST_TICKS), 1000)
+    # The index first, so that a player on the network can begin.
+    return {"movflags": "+faststart", "movie_timescale": str(ticks)}

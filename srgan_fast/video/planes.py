@@ -45,15 +45,19 @@ def planes_of(frame: Any, size: tuple[int, int], note: Note) -> tuple[NDArray[An
         note(f"the size changes to {frame.width}x{frame.height}: such frames are brought to {size[0]}x{size[1]}")
         frame = frame.reformat(*size, format=_plain(frame.format, note), interpolation=_BICUBIC)
     name = frame.format.name
+    if len(frame.format.components) in (2, 4):
+        note("transparency is dropped")
     if name in _SEMIPLANAR:
-        y, uv = (_array(plane, 2 if name == "p010le" else 1) >> _SEMIPLANAR[name] for plane in frame.planes)
+        size_of = 2 if name == "p010le" else 1
+        y, uv = (
+            _array(plane, size_of, values) >> _SEMIPLANAR[name]
+            for plane, values in zip(frame.planes, (1, 2), strict=True)
+        )
         return y, np.ascontiguousarray(uv[:, 0::2]), np.ascontiguousarray(uv[:, 1::2])
     plain = _plain(frame.format, note)
     if plain != name:
         frame = frame.reformat(format=plain)
     count = 1 if plain.startswith("gray") else 3
-    if len(frame.planes) > count:
-        note("transparency is dropped")
     arrays = [_array(plane, 2 if plain.endswith("le") else 1) for plane in frame.planes[:count]]
     # FFmpeg has green first.
     return (arrays[2], arrays[0], arrays[1]) if plain.startswith("gb") else tuple(arrays)
@@ -130,12 +134,12 @@ def frame_from(planes: Sequence[NDArray[Any]], name: str, neutral: int) -> Any:
     return frame
 
 
-def _array(plane: Any, itemsize: int) -> NDArray[Any]:
-    """The pixels of a plane without the padding of its lines; the array keeps them alive."""
+def _array(plane: Any, itemsize: int, values: int = 1) -> NDArray[Any]:
+    """The pixels of a plane, of so many values each, without the padding of its lines; the array keeps them alive."""
     dtype: Any = np.uint8 if itemsize == 1 else np.uint16
     stride = abs(plane.line_size) // itemsize
     lines = np.frombuffer(plane, dtype)[: plane.height * stride].reshape(plane.height, stride)
-    return (lines if plane.line_size > 0 else lines[::-1].copy())[:, : plane.width]
+    return (lines if plane.line_size > 0 else lines[::-1].copy())[:, : plane.width * values]
 
 
 def _plain(format: Any, note: Note) -> str:

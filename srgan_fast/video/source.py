@@ -50,7 +50,7 @@ class Info:
     """What a file says of its video.
 
     Units:   `rotation` in degrees counterclockwise, as it is to be shown; `display` the matrix that says so, with
-             mirroring; `start_us` where the file begins; `end` where the last frame ends, in ticks; `frames`, `end` and
+             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks; `frames`, `end` and
              `duration_s` as the file says, None if it does not
     """
 
@@ -63,7 +63,7 @@ class Info:
     time_base: Fraction
     frames: int | None
     duration_s: float | None
-    start_us: int
+    start_s: Fraction
     end: int | None
     colour: Colour
     hdr: Hdr | None
@@ -245,6 +245,8 @@ class Source:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"expected a video, got a damaged or another file: {self.path} ({reason})") from error
         with container:
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                raise InputError(f"expected a video, got a picture: {self.path}; name it as one, such as .png")
             stream = main_stream(container)
             if stream is None:
                 raise InputError(f"expected a video, got a file without one: {self.path}; name a file that has one")
@@ -318,7 +320,7 @@ class Source:
             time_base=stream.time_base,
             frames=frames,
             duration_s=duration,
-            start_us=max(0, container.start_time or 0),
+            start_s=_start(container),
             end=_end(stream),
             colour=colour_of(first, codec, siting, self._matrix, self.note),
             hdr=_hdr(first),
@@ -354,7 +356,7 @@ class Source:
     @cached_property
     def _length_s(self) -> float | None:
         with self.opened() as (container, _):
-            return None if container.duration is None else (container.duration + self.info.start_us) / _MICROSECONDS
+            return None if container.duration is None else container.duration / _MICROSECONDS
 
 
 # How far before a keyframe to seek, in seconds, until a frame at or before it comes out; at last from the beginning.
@@ -383,6 +385,17 @@ def _refuse(path: Path) -> None:
         raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {str(path)!r}: {error}; check the name") from error
+
+
+def _start(container: Any) -> Fraction:
+    """Where a file begins, to the tick: its own answer is in microseconds."""
+    attached = av.stream.Disposition.attached_pic
+    begins = [
+        stream.start_time * stream.time_base
+        for stream in container.streams
+        if stream.start_time is not None and stream.time_base and not stream.disposition & attached
+    ]
+    return max(Fraction(0), min(begins, default=Fraction(0)))
 
 
 def _end(stream: Any) -> int | None:
