@@ -50,8 +50,8 @@ class Info:
     """What a file says of its video.
 
     Units:   `rotation` in degrees counterclockwise, as it is to be shown; `display` the matrix that says so, with
-             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks; `frames`, `end` and
-             `duration_s` as the file says, None if it does not
+             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks;
+             `frames`, `end` and `duration_s` as the file says, None if it does not
     """
 
     width: int
