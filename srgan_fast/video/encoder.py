@@ -46,7 +46,6 @@ _KINDS = {
     "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26"), ("preset", "8")),
     "libvpx-vp9": _Kind(_PLANAR, 16384, ("crf", "24"), ("cpu-used", "2"), (("b", "0"), ("row-mt", "1"))),
     "ffv1": _Kind(_PLANAR, 32768, None, None, (("level", "3"),)),
-    "prores_ks": _Kind({10: "yuv422p10le"}, 16384, None, None, (("profile", "hq"),)),
     "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19"), ("preset", "p5"), _NVENC),
     "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21"), ("preset", "p5"), _NVENC),
     "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26"), ("preset", "p5"), _NVENC),
@@ -154,7 +153,7 @@ def output_of(info: Info, scale: int, codec: Codec) -> Output:
         full=colour.full and colour.matrix != "rgb",
         depth=codec.depth,
         # At several times the size 4:2:0 holds all the chroma of any source, and every player knows it.
-        subsampling="400" if colour.subsampling == "400" else "422" if "422" in codec.pixel_format else "420",
+        subsampling="400" if colour.subsampling == "400" else "420",
         siting=colour.siting if codec.name in _TELL_SITING else "left",
         primaries=primaries if colour.primaries == UNKNOWN else colour.primaries,
         transfer=transfer if colour.transfer == UNKNOWN else colour.transfer,
