@@ -18,7 +18,7 @@ def yuv_to_rgb(
     if u is None or v is None:
         rgb = luma.unsqueeze(-1).expand(*luma.shape, 3)
     else:
-        pb, pr = ((_enlarged(wide(c, dtype), *y.shape[-2:], siting) - c_offset) / c_span for c in (u, v))
+        pb, pr = ((_enlarged(wide(c, dtype), y.shape[-2], y.shape[-1], siting) - c_offset) / c_span for c in (u, v))
         k_red, k_blue = LUMA[matrix]
         red, blue = luma + 2 * (1 - k_red) * pr, luma + 2 * (1 - k_blue) * pb
         green = (luma - k_red * red - k_blue * blue) / (1 - k_red - k_blue)

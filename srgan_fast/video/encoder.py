@@ -46,7 +46,6 @@ _KINDS = {
     "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26"), ("preset", "8")),
     "libvpx-vp9": _Kind(_PLANAR, 16384, ("crf", "24"), ("cpu-used", "2"), (("b", "0"), ("row-mt", "1"))),
     "ffv1": _Kind(_PLANAR, 32768, None, None, (("level", "3"),)),
-    "prores_ks": _Kind({10: "yuv422p10le"}, 16384, None, None, (("profile", "hq"),)),
     "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19"), ("preset", "p5"), _NVENC),
     "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21"), ("preset", "p5"), _NVENC),
     "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26"), ("preset", "p5"), _NVENC),
@@ -69,7 +68,10 @@ class Codec:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may say of the encoder, in its own words; None is our default for it."""
+    """What may be said of the encoder, in its own words; None is our default for it.
+
+    `threads` change its bits: segments that are to be joined are encoded with the same number.
+    """
 
     crf: float | None = None
     preset: str | None = None
@@ -155,7 +157,7 @@ def output_of(info: Info, scale: int, codec: Codec) -> Output:
         full=colour.full and colour.matrix != "rgb",
         depth=codec.depth,
         # At several times the size 4:2:0 holds all the chroma of any source, and every player knows it.
-        subsampling="400" if colour.subsampling == "400" else "422" if "422" in codec.pixel_format else "420",
+        subsampling="400" if colour.subsampling == "400" else "420",
         siting=colour.siting if codec.name in _TELL_SITING else "left",
         primaries=primaries if colour.primaries == UNKNOWN else colour.primaries,
         transfer=transfer if colour.transfer == UNKNOWN else colour.transfer,
@@ -182,7 +184,7 @@ class Encoder:
     Raises:  OutputError if the file cannot be written or the encoder fails
     """
 
-    def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:  # noqa: B008
+    def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:
         self._path, self._output, self._codec = path, output, codec
         self.frames = 0
         self._neutral = 1 << (codec.depth - 1)
@@ -191,15 +193,21 @@ class Encoder:
         try:
             # NUT keeps any time base and any timestamps; by itself the muxer would move what begins before zero.
             self._container: Any = av.open(self._file, "w", format="nut", options={"avoid_negative_ts": "disabled"})
-            self._stream = self._container.add_stream(codec.name, rate=output.rate, options=self._settings(options))
-            self._stream.width, self._stream.height = output.width, output.height
-            self._stream.pix_fmt = codec.pixel_format
+            add: Any = self._container.add_stream  # typed for sound and text as well
+            self._stream = add(
+                codec.name,
+                rate=output.rate,
+                options=self._settings(options),
+                width=output.width,
+                height=output.height,
+                pix_fmt=codec.pixel_format,
+                sample_aspect_ratio=output.sar,
+            )
             self._stream.time_base = output.time_base
-            context = self._stream.codec_context
-            context.time_base, context.sample_aspect_ratio = output.time_base, output.sar
+            self._stream.codec_context.time_base = output.time_base
             if options.threads is not None:
-                context.thread_count = options.threads
-            tag(context, output)
+                self._stream.codec_context.thread_count = options.threads
+            tag(self._stream.codec_context, output)
         except BaseException:
             self._file.close()
             raise

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
+from math import lcm
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,22 @@ import av.error
 
 from srgan_fast.errors import OutputError, UsageError
 from srgan_fast.video.encoder import Codec, Output, holds_hdr, tag
-from srgan_fast.video.source import FFMPEG_ERRORS, Source, main_stream
+from srgan_fast.video.source import FFMPEG_ERRORS, Source
 
 CONTAINERS = {
-    **{".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"},
-    **{".webm": "webm", ".ts": "mpegts", ".m2ts": "mpegts", ".nut": "nut"},
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".ts": "mpegts",
+    ".m2ts": "mpegts",
+    ".nut": "nut",
 }
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
+_TELL_SHAPE = ("264", "265", "hevc")
+_MOST_TICKS = 10_000_000  # a second, in an MP4
 _TICK = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90_000)}
 
 # What describes the old file or its coding, not the work.
@@ -62,8 +71,10 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
     """
     container = container_of(target)
     with av.open(io.BytesIO(), "w", format=container) as trial:
-        if codec.name not in trial.supported_codecs:
-            raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv")
+        try:
+            trial.add_stream(codec.name)
+        except ValueError as error:
+            raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv") from error
     lost = []
     with source.opened() as (opened, main):
         lost += [reason for _, reason in _others(opened, main, container) if reason is not None]
@@ -71,6 +82,8 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
             lost.append(f"chapters: {container} has none; write .mkv")
     if source.info.display is not None and source.info.rotation and container not in _TURNS:
         lost.append(f"the rotation of {source.info.rotation} degrees: {container} has none; write .mp4 or .mkv")
+    if _loses_shape(source.info.sar, codec.name, container):
+        lost.append(_shape_lost(source.info.sar, container))
     if source.info.hdr is not None and not holds_hdr(codec):
         lost.append(f"mastering display and light levels: {codec.name} writes none; take --codec libx265")
     return lost
@@ -91,23 +104,28 @@ def join(
     tick = _TICK.get(container)
     if tick is not None and (output.time_base / tick).denominator != 1:
         notes.append(f"{container} rounds timestamps to {1_000_000 * tick} microseconds")
+    if _loses_shape(output.sar, video.codec, container):
+        notes.append(f"dropped {_shape_lost(output.sar, container)}")
     try:
         with ExitStack() as stack:
             opened, main = stack.enter_context(source.opened())
-            out = stack.enter_context(av.open(os.fspath(target), "w", format=container, options=_options(container)))
+            out = stack.enter_context(
+                av.open(os.fspath(target), "w", format=container, options=_options(container, opened, output))
+            )
             stream = video.add_to(out, source, main, container)
-            copies = _Copies(opened, main, out, container, notes, source.info.start_us)
+            copies = _Copies(opened, main, out, container, notes, source.info.start_s)
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
-            _copy_chapters(opened, out, container, source.info.start_us, notes)
-            shift = _ticks(source.info.start_us, output.time_base)
+            _copy_chapters(opened, out, container, source.info.start_s, notes)
+            shift = _ticks(source.info.start_s, output.time_base)
             end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
             for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
                 if end is not None and at >= end:
                     break
                 out.mux_one(packet)
-            streams = len(out.streams)
         with target.open("rb+") as file:
             os.fsync(file.fileno())
+        with av.open(os.fspath(target)) as written:
+            streams = len(written.streams)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; free some space or name another folder") from error
     except FFMPEG_ERRORS as error:
@@ -132,9 +150,10 @@ class _Video:
                 if extradata not in (None, mine):
                     raise OutputError(f"{path.name} was encoded with other settings; start again with --restart")
                 extradata = mine
+                self.codec = stream.codec_context.name
                 times = [self._time(packet) for packet in container.demux(stream) if packet.size]
             ordered = sorted(times)
-            delay = max(delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times)))
+            delay = max([delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times))])
             self.times += times
         self.times.sort()
         steps = [after - before for before, after in pairwise(self.times)]
@@ -146,7 +165,7 @@ class _Video:
         usual = max(1, round(1 / (output.rate * output.time_base)))
         last = usual if end is None else end - self.times[-1]
         # What a file says of its end may be of its sound, or nothing at all.
-        if not 0 < last <= 2 * max(usual, *steps[-1:]):
+        if not 0 < last <= 2 * max([usual, *steps[-1:]]):
             last = usual
         self.duration = self.times[-1] - self.times[0] + last
         self._shown = dict(zip(self.times, [*steps, last], strict=True))
@@ -158,7 +177,7 @@ class _Video:
         stream.time_base = self._output.time_base
         context = stream.codec_context
         tag(context, self._output)
-        context.sample_aspect_ratio = self._output.sar
+        context.sample_aspect_ratio, context.framerate = self._output.sar, self._output.rate
         if container in ("mp4", "mov") and context.name == "hevc":
             context.codec_tag = "hvc1"  # the only one that Apple's players take
         if source.info.display is not None and container in _TURNS:
@@ -192,7 +211,7 @@ class _Video:
 class _Copies:
     """The other streams of the source: those that fit are added to the output, the rest is noted."""
 
-    def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_us: int) -> None:
+    def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_s: Fraction) -> None:
         self._opened, self._notes = opened, notes
         self._streams: dict[int, _Copied] = {}
         for stream, reason in _others(opened, main, container):
@@ -204,7 +223,7 @@ class _Copies:
                 copy = out.add_stream_from_template(stream, opaque=True)
                 copy.metadata.update(_kept(stream.metadata, _STREAM_KEYS))
                 copy.disposition = stream.disposition
-                self._streams[stream.index] = _Copied(copy, stream.time_base, _ticks(start_us, stream.time_base))
+                self._streams[stream.index] = _Copied(copy, stream.time_base, _ticks(start_s, stream.time_base))
 
     def packets(self) -> Iterator[tuple[Fraction, Any]]:
         """Their packets in the order of the file, each with its place in time."""
@@ -306,15 +325,24 @@ def _attach(out: Any, opened: Any, stream: Any) -> None:
         out.add_attachment(name, stream.metadata.get("mimetype", f"image/{kind}"), bytes(packet))
 
 
-def _copy_chapters(opened: Any, out: Any, container: str, start_us: int, notes: list[str]) -> None:
+def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction, notes: list[str]) -> None:
     chapters = opened.chapters()
     if chapters and container not in _CHAPTERS:
         notes.append(f"dropped chapters: {container} has none; write .mkv")
     elif chapters:
         for chapter in chapters:
-            shift = _ticks(start_us, chapter["time_base"])
+            shift = _ticks(start_s, chapter["time_base"])
             chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
         out.set_chapters(chapters)
+
+
+def _loses_shape(sar: Fraction, codec: str, container: str) -> bool:
+    """Whether neither the coding says the shape of pixels nor PyAV lets Matroska say it."""
+    return sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE)
+
+
+def _shape_lost(sar: Fraction, container: str) -> str:
+    return f"the shape of pixels {sar.numerator}:{sar.denominator}: {container} cannot say it; take --codec libx264"
 
 
 def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:
@@ -325,10 +353,16 @@ def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:
     }
 
 
-def _ticks(microseconds: int, time_base: Fraction) -> int:
-    return round(Fraction(microseconds, 1_000_000) / time_base)
+def _ticks(seconds: Fraction, time_base: Fraction) -> int:
+    return round(seconds / time_base)
 
 
-def _options(container: str) -> dict[str, str]:
-    # The index first, so that a player on the network can begin; colours in the container as well.
-    return {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+def _options(container: str, opened: Any, output: Output) -> dict[str, str]:
+    if container not in ("mp4", "mov"):
+        return {}
+    # In these ticks an MP4 says where each stream begins; by default they are milliseconds.
+    rates = [stream.codec_context.sample_rate for stream in opened.streams.audio if stream.codec_context is not None]
+    own = output.time_base.denominator
+    ticks = next((ticks for ticks in (lcm(own, *(rate or 1 for rate in rates)), own) if ticks <= _MOST_TICKS), 1000)
+    # The index first, so that a player on the network can begin.
+    return {"movflags": "+faststart", "movie_timescale": str(ticks)}

@@ -14,8 +14,7 @@ import numpy as np
 from av.codec.codec import PixFmtLoss, find_best_pix_fmt_of_list
 from numpy.typing import NDArray
 
-from srgan_fast.errors import InputError
-from srgan_fast.video.colour import FOREIGN, MATRIX_OF, NEAREST, Colour, Matrix, Siting, Subsampling, guess_matrix
+from srgan_fast.video.colour import MATRIX_OF, NEAREST, Colour, Matrix, Siting, Subsampling, guess_matrix
 
 Note = Callable[[str], None]
 
@@ -45,25 +44,26 @@ def planes_of(frame: Any, size: tuple[int, int], note: Note) -> tuple[NDArray[An
         note(f"the size changes to {frame.width}x{frame.height}: such frames are brought to {size[0]}x{size[1]}")
         frame = frame.reformat(*size, format=_plain(frame.format, note), interpolation=_BICUBIC)
     name = frame.format.name
+    if len(frame.format.components) in (2, 4):
+        note("transparency is dropped")
     if name in _SEMIPLANAR:
-        y, uv = (_array(plane, 2 if name == "p010le" else 1) >> _SEMIPLANAR[name] for plane in frame.planes)
+        size_of = 2 if name == "p010le" else 1
+        y, uv = (
+            _array(plane, size_of, values) >> _SEMIPLANAR[name]
+            for plane, values in zip(frame.planes, (1, 2), strict=True)
+        )
         return y, np.ascontiguousarray(uv[:, 0::2]), np.ascontiguousarray(uv[:, 1::2])
     plain = _plain(frame.format, note)
     if plain != name:
         frame = frame.reformat(format=plain)
     count = 1 if plain.startswith("gray") else 3
-    if len(frame.planes) > count:
-        note("transparency is dropped")
     arrays = [_array(plane, 2 if plain.endswith("le") else 1) for plane in frame.planes[:count]]
     # FFmpeg has green first.
     return (arrays[2], arrays[0], arrays[1]) if plain.startswith("gb") else tuple(arrays)
 
 
 def colour_of(frame: Any, codec: str, siting: Siting, matrix: Matrix | None, note: Note) -> Colour:
-    """What the planes of a decoded frame mean; `matrix` is what the user says.
-
-    Raises:  InputError for colours that no matrix of ours comes near
-    """
+    """What the planes of a decoded frame mean; `matrix` is what the user says."""
     plain = "yuv420p10le" if frame.format.name == "p010le" else _plain(frame.format, lambda _: None)
     if frame.format.name == "nv12":
         plain = "yuv420p"
@@ -79,10 +79,6 @@ def colour_of(frame: Any, codec: str, siting: Siting, matrix: Matrix | None, not
     subsampling: Subsampling = "400" if match[1] is None else match[1]  # type: ignore[assignment]
     tagged = code in MATRIX_OF or code in NEAREST
     if matrix is None:
-        if code in FOREIGN:
-            raise InputError(
-                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[code]}; convert it first, or name a matrix"
-            )
         if code in NEAREST:
             matrix, spoken = NEAREST[code]
             note(f"the matrix {spoken} is read as {matrix}")
@@ -130,12 +126,12 @@ def frame_from(planes: Sequence[NDArray[Any]], name: str, neutral: int) -> Any:
     return frame
 
 
-def _array(plane: Any, itemsize: int) -> NDArray[Any]:
-    """The pixels of a plane without the padding of its lines; the array keeps them alive."""
+def _array(plane: Any, itemsize: int, values: int = 1) -> NDArray[Any]:
+    """The pixels of a plane, of so many values each, without the padding of its lines; the array keeps them alive."""
     dtype: Any = np.uint8 if itemsize == 1 else np.uint16
     stride = abs(plane.line_size) // itemsize
     lines = np.frombuffer(plane, dtype)[: plane.height * stride].reshape(plane.height, stride)
-    return (lines if plane.line_size > 0 else lines[::-1].copy())[:, : plane.width]
+    return (lines if plane.line_size > 0 else lines[::-1].copy())[:, : plane.width * values]
 
 
 def _plain(format: Any, note: Note) -> str:

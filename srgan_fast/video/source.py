@@ -1,10 +1,10 @@
-"""Source: a video file as frames with the timestamps, colours and metadata that it has, however odd or damaged it is."""
+"""Source: a video file as frames with the timestamps and colours that it has, however odd or damaged it is."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -20,7 +20,7 @@ from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from srgan_fast.errors import InputError
-from srgan_fast.video.colour import Colour, Matrix
+from srgan_fast.video.colour import FOREIGN, Colour, Matrix
 from srgan_fast.video.planes import colour_of, planes_of, siting_of
 
 # Errors of FFmpeg are of one root, but for those that are OSError, EOFError or the like as well.
@@ -50,8 +50,8 @@ class Info:
     """What a file says of its video.
 
     Units:   `rotation` in degrees counterclockwise, as it is to be shown; `display` the matrix that says so, with
-             mirroring; `start_us` where the file begins; `end` where the last frame ends, in ticks; `frames`, `end` and
-             `duration_s` as the file says, None if it does not
+             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks;
+             `frames`, `end` and `duration_s` as the file says, None if it does not
     """
 
     width: int
@@ -63,7 +63,7 @@ class Info:
     time_base: Fraction
     frames: int | None
     duration_s: float | None
-    start_us: int
+    start_s: Fraction
     end: int | None
     colour: Colour
     hdr: Hdr | None
@@ -186,7 +186,7 @@ class Source:
                     keys.append(packet.pts)
         return sorted(keys) if len(keys) > 1 else []
 
-    def frames(self, start: int | None = None, stop: int | None = None) -> Iterator[Frame]:
+    def frames(self, start: int | None = None, stop: int | None = None) -> Generator[Frame, None, None]:
         """Frames with start <= pts < stop, in order and each once; `start` and `stop` are of `keyframes`, or None.
 
         Raises:  InputError if there is none in the whole file
@@ -250,6 +250,8 @@ class Source:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"expected a video, got a damaged or another file: {self.path} ({reason})") from error
         with container:
+            if container.format.name.endswith("_pipe") or container.format.name == "image2":
+                raise InputError(f"expected a video, got a picture: {self.path}; name it as one, such as .png")
             stream = main_stream(container)
             if stream is None:
                 raise InputError(f"expected a video, got a file without one: {self.path}; name a file that has one")
@@ -259,7 +261,7 @@ class Source:
             stream.thread_type = "SLICE"
             yield container, stream
 
-    def _packets(self, container: Any, stream: Any, reading: _Reading) -> Iterator[Any]:
+    def _packets(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         """Packets of the video, to the end of what is there."""
         failures = 0
         while failures < _PATIENCE:
@@ -269,7 +271,7 @@ class Source:
                     if packet.pts is not None and packet.time_base:
                         end = (packet.pts + (packet.duration or 0)) * packet.time_base
                         reading.end_s = max(reading.end_s, float(end))
-                    if packet.stream_index == stream.index:
+                    if packet.stream.index == stream.index:  # the index of a packet that flushes means nothing
                         reading.packets += packet.size > 0
                         reading.errors += packet.is_corrupt
                         yield packet
@@ -280,7 +282,7 @@ class Source:
                 reading.errors += 1
         reading.ended = True
 
-    def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Iterator[Any]:
+    def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         with closing(self._packets(container, stream, reading)) as packets:
             for packet in packets:
                 try:
@@ -296,6 +298,11 @@ class Source:
             first = next(decoded, None)
         if first is None:
             raise InputError(f"expected a video, got no frame that can be decoded: {self.path}; fetch it again")
+        if self._matrix is None and int(first.colorspace) in FOREIGN:
+            raise InputError(
+                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[int(first.colorspace)]}: {self.path}; "
+                "convert it first, or say which --matrix it is"
+            )
         context = stream.codec_context
         codec = context.codec.canonical_name
         siting = siting_of(first, codec, self.note)
@@ -323,7 +330,7 @@ class Source:
             time_base=stream.time_base,
             frames=frames,
             duration_s=duration,
-            start_us=max(0, container.start_time or 0),
+            start_s=_start(container),
             end=_end(stream),
             colour=colour_of(first, codec, siting, self._matrix, self.note),
             hdr=_hdr(first),
@@ -359,7 +366,7 @@ class Source:
     @cached_property
     def _length_s(self) -> float | None:
         with self.opened() as (container, _):
-            return None if container.duration is None else (container.duration + self.info.start_us) / _MICROSECONDS
+            return None if container.duration is None else container.duration / _MICROSECONDS
 
 
 # How far before a keyframe to seek, in seconds, until a frame at or before it comes out; at last from the beginning.
@@ -388,6 +395,17 @@ def _refuse(path: Path) -> None:
         raise
     except ValueError as error:  # a NUL in the name
         raise InputError(f"cannot read {str(path)!r}: {error}; check the name") from error
+
+
+def _start(container: Any) -> Fraction:
+    """Where a file begins, to the tick: its own answer is in microseconds."""
+    attached = av.stream.Disposition.attached_pic
+    begins = [
+        stream.start_time * stream.time_base
+        for stream in container.streams
+        if stream.start_time is not None and stream.time_base and not stream.disposition & attached
+    ]
+    return max(Fraction(0), min(begins, default=Fraction(0)))
 
 
 def _end(stream: Any) -> int | None:
