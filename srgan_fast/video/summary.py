@@ -17,6 +17,8 @@ from srgan_fast.video.source import Info, Source, main_stream
 
 # What containers may round the length of a video by, beside a frame.
 _ROUNDING_S = 0.002
+# Notes of the source that are said by their number here.
+_COUNTED = ("some frames are damaged", "the file is cut short")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def describe(
     lacking = max(video.missing, *(record.missing for record in records), (info.frames or 0) - frames)
     damaged = sum(record.damaged for record in records)
     seen = [*video.notes, *(note for record in records for note in record.notes)]
+    seen = [note for note in seen if not note.startswith(_COUNTED)]
     lost = [note.removeprefix("dropped ") for note in written.notes if note.startswith("dropped ")]
     lost = list(dict.fromkeys([*dropped, *lost]))
     with video.opened() as (container, _):
