@@ -92,8 +92,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Output:
-    """The video to be written: `colour` is what `from_rgb` must give, always tagged."""
+    """The video to be written: `colour` is what `from_rgb` must give, always tagged; `codec` is the encoder's name."""
 
+    codec: str
     width: int
     height: int
     time_base: Fraction
@@ -175,7 +176,7 @@ def output_of(info: Info, scale: int, codec: Codec) -> Output:
         transfer=transfer if colour.transfer == UNKNOWN else colour.transfer,
         tagged=True,
     )
-    return Output(width, height, info.time_base, info.rate or Fraction(25), info.sar, wanted, info.hdr)
+    return Output(codec.name, width, height, info.time_base, info.rate or Fraction(25), info.sar, wanted, info.hdr)
 
 
 def tag(target: Any, output: Output) -> None:
@@ -307,9 +308,9 @@ def check_options(codec: Codec, options: Options) -> None:
             raise UsageError(f"expected a --preset of {codec.name} ({', '.join(kind.presets)}), got {options.preset}")
 
 
-def holds_hdr(codec: Codec) -> bool:
-    """Whether mastering display and light levels reach the stream."""
-    return codec.name == "libx265"
+def holds_hdr(codec: str) -> bool:
+    """Whether an encoder puts mastering display and light levels into the stream."""
+    return codec == "libx265"
 
 
 def _quiet(name: str) -> dict[str, str]:

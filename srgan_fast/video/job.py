@@ -146,7 +146,7 @@ def render(
 
     Raises:  the first error that a stage has met; what was finished before stays finished
     """
-    with Source(task.source, matrix=task.matrix) as video:
+    with Source(task.source, matrix=task.matrix, hardware=upscaler.device != "cpu") as video:
         height, width = video.info.height, video.info.width
         itemsize = 1 if video.info.colour.depth == 8 else 2
         together = max(1, min(_BATCH, _BATCH_PIXELS // (height * width)))

@@ -35,6 +35,7 @@ CONTAINERS = {
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
 _TELL_SHAPE = ("264", "265", "hevc")
+_UPRIGHT = (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 _MOST_TICKS = 10_000_000  # a second, in an MP4
 _TICK = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90_000)}
 
@@ -75,18 +76,8 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
             trial.add_stream(codec.name)
         except ValueError as error:
             raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv") from error
-    lost = []
     with source.opened() as (opened, main):
-        lost += [reason for _, reason in _others(opened, main, container) if reason is not None]
-        if opened.chapters() and container not in _CHAPTERS:
-            lost.append(f"chapters: {container} has none; write .mkv")
-    if source.info.display is not None and source.info.rotation and container not in _TURNS:
-        lost.append(f"the rotation of {source.info.rotation} degrees: {container} has none; write .mp4 or .mkv")
-    if _loses_shape(source.info.sar, codec.name, container):
-        lost.append(_shape_lost(source.info.sar, container))
-    if source.info.hdr is not None and not holds_hdr(codec):
-        lost.append(f"mastering display and light levels: {codec.name} writes none; take --codec libx265")
-    return lost
+        return _losses(source, opened, main, container, codec.name)
 
 
 def join(
@@ -104,18 +95,17 @@ def join(
     tick = _TICK.get(container)
     if tick is not None and (output.time_base / tick).denominator != 1:
         notes.append(f"{container} rounds timestamps to {1_000_000 * tick} microseconds")
-    if _loses_shape(output.sar, video.codec, container):
-        notes.append(f"dropped {_shape_lost(output.sar, container)}")
     try:
         with ExitStack() as stack:
             opened, main = stack.enter_context(source.opened())
+            notes += [f"dropped {lost}" for lost in _losses(source, opened, main, container, output.codec)]
             out = stack.enter_context(
                 av.open(os.fspath(target), "w", format=container, options=_options(container, opened, output))
             )
             stream = video.add_to(out, source, main, container)
             copies = _Copies(opened, main, out, container, notes, source.info.start_s)
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
-            _copy_chapters(opened, out, container, source.info.start_s, notes)
+            _copy_chapters(opened, out, container, source.info.start_s)
             shift = _ticks(source.info.start_s, output.time_base)
             end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
             for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
@@ -150,7 +140,6 @@ class _Video:
                 if extradata not in (None, mine):
                     raise OutputError(f"{path.name} was encoded with other settings; start again with --restart")
                 extradata = mine
-                self.codec = stream.codec_context.name
                 times = [self._time(packet) for packet in container.demux(stream) if packet.size]
             ordered = sorted(times)
             delay = max([delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times))])
@@ -216,8 +205,8 @@ class _Copies:
         self._streams: dict[int, _Copied] = {}
         for stream, reason in _others(opened, main, container):
             if reason is not None:
-                notes.append(f"dropped {reason}")
-            elif stream.type == "attachment" or _attached(stream, container):
+                continue
+            if stream.type == "attachment" or _attached(stream, container):
                 _attach(out, opened, stream)
             elif stream.type != "data":  # a timecode is written anew, from the metadata of the video
                 copy = out.add_stream_from_template(stream, opaque=True)
@@ -279,6 +268,23 @@ class _Copied:
         return moved
 
 
+def _losses(source: Source, opened: Any, main: Any, container: str, codec: str) -> list[str]:
+    """What a container and an encoder cannot hold of a source, each with what can."""
+    info = source.info
+    lost = [reason for _, reason in _others(opened, main, container) if reason is not None]
+    if opened.chapters() and container not in _CHAPTERS:
+        lost.append(f"chapters: {container} has none; write .mkv")
+    if info.display is not None and info.display != _UPRIGHT and container not in _TURNS:
+        lost.append(f"the rotation of {info.rotation} degrees: {container} has none; write .mp4 or .mkv")
+    # Matroska can say it as well, but PyAV does not let it.
+    if info.sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE):
+        shape = f"{info.sar.numerator}:{info.sar.denominator}"
+        lost.append(f"the shape of pixels {shape}: {container} cannot say it; take --codec libx264")
+    if info.hdr is not None and not holds_hdr(codec):
+        lost.append(f"mastering display and light levels: {codec} writes none; take --codec libx265")
+    return lost
+
+
 def _others(opened: Any, main: Any, container: str) -> list[tuple[Any, str | None]]:
     """Every stream but the video, each with what is lost and why, or None if it can be kept."""
     return [(stream, _why_lost(stream, opened, container)) for stream in opened.streams if stream.index != main.index]
@@ -325,24 +331,13 @@ def _attach(out: Any, opened: Any, stream: Any) -> None:
         out.add_attachment(name, stream.metadata.get("mimetype", f"image/{kind}"), bytes(packet))
 
 
-def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction, notes: list[str]) -> None:
+def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction) -> None:
     chapters = opened.chapters()
-    if chapters and container not in _CHAPTERS:
-        notes.append(f"dropped chapters: {container} has none; write .mkv")
-    elif chapters:
+    if chapters and container in _CHAPTERS:
         for chapter in chapters:
             shift = _ticks(start_s, chapter["time_base"])
             chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
         out.set_chapters(chapters)
-
-
-def _loses_shape(sar: Fraction, codec: str, container: str) -> bool:
-    """Whether neither the coding says the shape of pixels nor PyAV lets Matroska say it."""
-    return sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE)
-
-
-def _shape_lost(sar: Fraction, container: str) -> str:
-    return f"the shape of pixels {sar.numerator}:{sar.denominator}: {container} cannot say it; take --codec libx264"
 
 
 def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:

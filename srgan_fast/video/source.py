@@ -16,6 +16,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
@@ -123,13 +124,14 @@ class Source:
     """The video of a file: what it is, and its frames.
 
     `notes` says what was odd, `damaged` counts frames and packets that were corrupt or are missing, in what was read.
-    A file may be read from several threads, with a `frames` each.
+    A file may be read from several threads, with a `frames` each. With `hardware` NVDEC decodes, where there is one.
 
     Raises:  InputError in one line for what is not a video, or holds no frame that can be decoded
     """
 
-    def __init__(self, path: Path, *, matrix: Matrix | None = None) -> None:
+    def __init__(self, path: Path, *, matrix: Matrix | None = None, hardware: bool = False) -> None:
         self.path = Path(path)
+        self._hardware = hardware
         self.notes: list[str] = []
         self._matrix = matrix
         self._errors = 0
@@ -244,8 +246,7 @@ class Source:
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
         try:
-            # "file:" because a name with a colon would be taken for a protocol.
-            container = av.open(f"file:{os.fspath(self.path)}", metadata_errors="replace")
+            container = self._container()
         except (*FFMPEG_ERRORS, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"expected a video, got a damaged or another file: {self.path} ({reason})") from error
@@ -260,6 +261,18 @@ class Source:
             # Threads over frames would hide the errors of damaged ones.
             stream.thread_type = "SLICE"
             yield container, stream
+
+    def _container(self) -> Any:
+        # "file:" because a name with a colon would be taken for a protocol.
+        name = f"file:{os.fspath(self.path)}"
+        if self._hardware:
+            try:
+                accelerated = HWAccel("cuda", allow_software_fallback=True)
+                return av.open(name, metadata_errors="replace", hwaccel=accelerated)
+            except (*FFMPEG_ERRORS, OSError, RuntimeError) as error:
+                self._hardware = False
+                self.note(f"no NVDEC here ({getattr(error, 'strerror', None) or error}): decoded on the CPU")
+        return av.open(name, metadata_errors="replace")
 
     def _packets(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         """Packets of the video, to the end of what is there."""
