@@ -27,6 +27,10 @@ _SITINGS = {"left": "left", "centre": "center", "topleft": "topleft"}
 _TELL_SITING = ("libx264", "libx265")
 
 
+# Where zero lies in a segment: NUT has no negative times.
+ORIGIN = 1 << 40
+
+
 @dataclass(frozen=True)
 class _Kind:
     """An encoder of FFmpeg: its pixel format by depth, its largest side, its options for quality and speed.
@@ -199,12 +203,12 @@ class Encoder:
 
     def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:
         self._path, self._output, self._codec = path, output, codec
-        self.frames = 0
+        self.frames = self._packets = 0
         self._neutral = 1 << (codec.depth - 1)
         with self._reporting():
             self._file = path.open("wb")
         try:
-            # NUT keeps any time base and any timestamps; by itself the muxer would move what begins before zero.
+            # NUT keeps any time base and any timestamps, but for the muxer that would move them.
             self._container: Any = av.open(self._file, "w", format="nut", options={"avoid_negative_ts": "disabled"})
             add: Any = self._container.add_stream  # typed for sound and text as well
             self._stream = add(
@@ -231,18 +235,25 @@ class Encoder:
             frame = frame_from(planes, self._codec.pixel_format, self._neutral)
             frame.pts, frame.time_base = pts, self._output.time_base
             tag(frame, self._output)
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._stream.encode(frame))
         self.frames += 1
 
     def close(self) -> None:
         """Finish the file and bring it to the disk; without a frame it stays empty."""
         with self._reporting():
             if self.frames:
-                self._container.mux(self._stream.encode())
+                self._mux(self._stream.encode())
                 self._container.close()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+
+    def _mux(self, packets: Sequence[Any]) -> None:
+        for packet in packets:
+            # Times of decoding are made when segments are joined; those of x265 are at times later than the frame.
+            packet.pts, packet.dts = packet.pts + ORIGIN, self._packets
+            self._packets += 1
+            self._container.mux_one(packet)
 
     def abort(self) -> None:
         """Remove the file, whatever state it is in."""

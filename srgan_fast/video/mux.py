@@ -19,7 +19,7 @@ import av
 import av.error
 
 from srgan_fast.errors import OutputError, UsageError
-from srgan_fast.video.encoder import Codec, Output, holds_hdr, tag
+from srgan_fast.video.encoder import ORIGIN, Codec, Output, holds_hdr, tag
 from srgan_fast.video.source import FFMPEG_ERRORS, Source
 
 CONTAINERS = {
@@ -92,6 +92,8 @@ def join(
     """
     video = _Video([path for path in segments if path.stat().st_size], output, source.info.end)
     notes: list[str] = []
+    # What lies before zero a player would not show.
+    begin = min(source.info.start_s, video.times[0] * output.time_base)
     tick = _TICK.get(container)
     if tick is not None and (output.time_base / tick).denominator != 1:
         notes.append(f"{container} rounds timestamps to {1_000_000 * tick} microseconds")
@@ -103,15 +105,22 @@ def join(
                 av.open(os.fspath(target), "w", format=container, options=_options(container, opened, output))
             )
             stream = video.add_to(out, source, main, container)
-            copies = _Copies(opened, main, out, container, notes, source.info.start_s)
+            copies = _Copies(opened, main, out, container, notes, begin)
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
-            _copy_chapters(opened, out, container, source.info.start_s)
-            shift = _ticks(source.info.start_s, output.time_base)
+            _copy_chapters(opened, out, container, begin)
+            shift = _ticks(begin, output.time_base)
             end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
             for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
                 if end is not None and at >= end:
                     break
-                out.mux_one(packet)
+                try:
+                    out.mux_one(packet)
+                except (av.error.ArgumentError, av.error.InvalidDataError):
+                    if packet.stream is stream:
+                        raise
+                    copies.refused += 1
+        if copies.refused:
+            notes.append(f"dropped {copies.refused} damaged packets of other streams")
         with target.open("rb+") as file:
             os.fsync(file.fileno())
         with av.open(os.fspath(target)) as written:
@@ -119,7 +128,7 @@ def join(
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; free some space or name another folder") from error
     except FFMPEG_ERRORS as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; try an .mkv") from error
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; try another container") from error
     return Written(len(video.times), float(video.duration * output.time_base), streams, notes)
 
 
@@ -194,7 +203,7 @@ class _Video:
         time = packet.pts * packet.time_base / self._output.time_base
         if time.denominator != 1:
             raise OutputError("a segment has times of another source; start again with --restart")
-        return int(time)
+        return int(time) - ORIGIN
 
 
 class _Copies:
@@ -202,6 +211,7 @@ class _Copies:
 
     def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_s: Fraction) -> None:
         self._opened, self._notes = opened, notes
+        self.refused = 0
         self._streams: dict[int, _Copied] = {}
         for stream, reason in _others(opened, main, container):
             if reason is not None:
@@ -224,7 +234,7 @@ class _Copies:
         while True:
             try:
                 packet = next(packets, None)
-            except FFMPEG_ERRORS:
+            except (*FFMPEG_ERRORS, IndexError):  # PyAV does not know streams that begin in the middle
                 self._notes.append("the source cannot be read to its end: other streams end there")
                 return
             if packet is None:

@@ -29,6 +29,8 @@ FFMPEG_ERRORS = (av.error.FFmpegError,)
 _MICROSECONDS = 1_000_000
 # Demuxers that tell the length of what a whole file would have; the others measure what is there.
 _TELL_LENGTH = ("matroska", "flv", "asf")
+# Those in which a packet of H.264 or HEVC is a frame.
+_ONE_EACH = ("matroska", "mov")
 _PATIENCE = 16  # errors of the demuxer in a row before the file counts as at its end
 _CUT_SHORT_S = 0.3
 
@@ -87,7 +89,8 @@ class _Reading:
     """One pass over the packets of the video: what went wrong, and how far it got."""
 
     errors: int = 0
-    end_s: float = 0.0
+    end: int | None = None  # of the video, in ticks
+    end_s: float = 0.0  # of any stream
     packets: int = 0
     ended: bool = False
 
@@ -164,7 +167,7 @@ class Source:
             self.notes.append(text)
 
     def keyframes(self) -> list[int]:
-        """Timestamps from which `frames` can start, in order; [] where the file cannot be cut.
+        """Timestamps from which `frames` can start, in order; [] where the file cannot be cut, as AVI, which has none.
 
         Cost:    reads the file, decodes nothing
         """
@@ -172,6 +175,8 @@ class Source:
 
     @cached_property
     def _keyframes(self) -> list[int]:
+        if self.info.container == "avi":
+            return []
         keys: list[int] = []
         seen: set[int] = set()
         last = None
@@ -216,13 +221,13 @@ class Source:
                         yield self._frame(frame, pts)
             if not (first and back_s is not None):
                 break
+        if reading.ended and stop is None:
+            self._check_end(reading, count if start is None else None)
         self._errors += reading.errors
         if reading.errors:
             self.note("some frames are damaged")
         for text in clock.notes:
             self.note(text)
-        if reading.ended and stop is None:
-            self._check_end(reading, whole=start is None)
         if start is None and stop is None and count == 0:
             raise InputError(f"expected a video, got no frame that can be decoded: {self.path}; fetch it again")
 
@@ -281,18 +286,22 @@ class Source:
             try:
                 for packet in container.demux():
                     failures = 0
+                    ours = packet.stream.index == stream.index  # the index of a packet that flushes means nothing
                     if packet.pts is not None and packet.time_base:
-                        end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                        reading.end_s = max(reading.end_s, float(end))
-                    if packet.stream.index == stream.index:  # the index of a packet that flushes means nothing
-                        reading.packets += packet.size > 0
+                        end = packet.pts + (packet.duration or 0)
+                        reading.end_s = max(reading.end_s, float(end * packet.time_base))
+                        if ours and packet.duration:
+                            reading.end = end if reading.end is None else max(reading.end, end)
+                    if ours:
+                        reading.packets += packet.size > 0 and not packet.is_discard
                         reading.errors += packet.is_corrupt
                         yield packet
-                reading.ended = True
-                return
+                break
             except FFMPEG_ERRORS:
                 failures += 1
                 reading.errors += 1
+            except IndexError:
+                break  # PyAV does not know streams that begin in the middle of the file
         reading.ended = True
 
     def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
@@ -366,15 +375,22 @@ class Source:
             self._truncated = count
             self.note(f"the file is cut short: about {count} frames are missing at its end")
 
-    def _check_end(self, reading: _Reading, *, whole: bool) -> None:
-        """Compare what a file has with what it says."""
-        if whole and self.info.container == "avi" and self.info.frames:
-            self._miss(self.info.frames - reading.packets)
-        if not self.info.container.startswith(_TELL_LENGTH) or self._length_s is None:
+    def _check_end(self, reading: _Reading, frames: int | None) -> None:
+        """Compare what a file has with what it says; `frames` is how many came of the whole of it."""
+        container, codec = self.info.container, self.info.codec
+        if frames is not None:
+            if container == "avi" and self.info.frames:
+                self._miss(self.info.frames - reading.packets)
+            if codec in ("h264", "hevc") and not self.info.interlaced and container.startswith(_ONE_EACH):
+                reading.errors = max(reading.errors, reading.packets - frames)
+        if not container.startswith(_TELL_LENGTH):
             return
-        short_s = self._length_s - reading.end_s
-        if short_s > _CUT_SHORT_S:
-            self._miss(max(1, round(short_s * (self.info.rate or 25))))
+        if self.info.end is not None and reading.end is not None:
+            short = self.info.end - reading.end
+            if 2 * short > self._step:
+                self._miss(max(1, round(short / self._step)))
+        elif self._length_s is not None and self._length_s - reading.end_s > _CUT_SHORT_S:
+            self._miss(max(1, round((self._length_s - reading.end_s) * (self.info.rate or 25))))
 
     @cached_property
     def _length_s(self) -> float | None:

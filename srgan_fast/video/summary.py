@@ -101,8 +101,11 @@ def describe(
         duration_s=written.duration_s,
         kept=(", ".join([*streams[1:], *chapters]),) if len(streams) + len(chapters) > 1 else (),
         changed=tuple(dict.fromkeys(changed)),
-        dropped=tuple(lost),
-        damage=(f"{damaged} frames or packets of the input are damaged",) if damaged else (),
+        dropped=tuple(text for text in lost if "damaged" not in text),
+        damage=(
+            *((f"{damaged} frames or packets of the input are damaged",) if damaged else ()),
+            *(f"dropped {text}" for text in lost if "damaged" in text),
+        ),
         missing=(
             *((f"{lacking} frames that the input says it has",) if lacking > 0 else ()),
             *((f"{expected - len(streams)} streams of the input",) if len(streams) < expected else ()),
