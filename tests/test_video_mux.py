@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import Sound, make, subtitled
+from clips import FRAMES, Sound, make, subtitled
 from video_kinds import MORE, QUICK, Kind
 
 from srgan_fast.errors import BackendUnavailable, OutputError, UsageError

@@ -14,6 +14,7 @@ from video_kinds import REFUSED
 
 from srgan_fast.errors import InputError
 from srgan_fast.video.colour import to_rgb
+from srgan_fast.video.planes import planes_of
 from srgan_fast.video.source import Source
 
 
@@ -123,6 +124,25 @@ def test_pixels_of_any_layout_are_those_that_ffmpeg_shows(suffix: str, codec: st
         rgb = to_rgb([torch.from_numpy(np.ascontiguousarray(plane)) for plane in frame.planes], frame.colour)
         mine = rgb.numpy().astype(np.float64) / (1 if rgb.dtype == torch.uint8 else 257)
         assert np.abs(mine - picture).mean() < 4  # its chroma is coarser than ours
+
+
+def test_lines_that_run_upwards_are_turned_round() -> None:
+    frame = drawn(3, "yuv420p", 61, 47)
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=61, height=47, format=frame.format, time_base=frame.time_base)
+    turn, sink = graph.add("vflip"), graph.add("buffersink")
+    source.link_to(turn)
+    turn.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    flipped_frame = graph.pull()
+    assert flipped_frame.planes[0].line_size < 0
+    notes: list[str] = []
+    for mine, plane in zip(planes_of(flipped_frame, (61, 47), notes.append), frame.planes, strict=True):
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+        assert np.array_equal(mine, lines[::-1])
+    assert notes == []
 
 
 @pytest.mark.parametrize(("name", "siting"), [("left", "left"), ("center", "centre"), ("topleft", "topleft")])
