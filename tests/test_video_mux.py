@@ -357,6 +357,9 @@ def test_options_that_a_codec_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ffv1 has no --crf"):
         Encoder(tmp_path / "0.nut", output_of(source.info, SCALE, codec), codec, Options(crf=20))
     x264 = choose("libx264", 128, 96, 8)
-    for options, said in ((Options(preset="warp"), "expected a --preset of libx264"), (Options(crf=60), "from 0 to 51")):
+    for options, said in (
+        (Options(preset="warp"), "expected a --preset of libx264"),
+        (Options(crf=60), "from 0 to 51"),
+    ):
         with pytest.raises(UsageError, match=said):
             Encoder(tmp_path / "1.nut", output_of(source.info, SCALE, x264), x264, options)
