@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # One process, few cores: spinning OpenMP threads of a second one would slow both tenfold.
-TEST_ENV := OMP_NUM_THREADS=2 PYTHONDONTWRITEBYTECODE=1
+TEST_ENV := OMP_NUM_THREADS=2
 
 .PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint wheel clean
 

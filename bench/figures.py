@@ -13,9 +13,12 @@ Record = Mapping[str, Any]
 _RIVALS: dict[str, dict[str, tuple[str, str | None]]] = {
     "frame": {
         "channels_last": ("channels_last", None),
+        "torch_bf16_folded": ("torch_bf16_folded", None),
+        "torch_fp32_folded": ("torch_fp32_folded", None),
         "compile": ("compile", None),
         "triton": ("fused-triton", None),
         "fused_fp16": ("fused", "fp16"),
+        "tensorrt": ("tensorrt", "fp16"),
     },
     "kernel": {"triton": ("triton", None), "cudnn": ("cudnn", None)},
     "train": {
@@ -129,6 +132,8 @@ def checked_figures(raw: Mapping[str, Any]) -> dict[str, float]:
         found["host_syncs"] = len(raw["host_syncs"])
     if "first_use_s" in raw:
         found["compile_s"] = raw["first_use_s"]["empty cache"] - raw["first_use_s"]["full cache"]
+    if "hit_s" in raw:
+        found["hit_s"] = raw["hit_s"]
     if "p50_ms" in raw:
         # Of what was timed side by side, where the fast one comes off worst.
         found["least_speedup"] = min(sides["other"] / sides["fast"] for sides in raw["p50_ms"].values())

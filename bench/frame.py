@@ -66,7 +66,8 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Time the plain NCHW float32 module, its usual tunings, every available backend in each precision, and peers.
 
-    One record each, plain first; the ceilings of the run are records of their own (`ceiling.measure`).
+    One record each, plain first; `auto` is true in that of the backend and precision that a user gets who asks for
+    none. The ceilings of the run are records of their own (`ceiling.measure`).
 
     Raises:  ValueError for runs or a batch below 1; what `Upscaler` raises for the model and the device;
              BackendUnavailable for a peer that is not installed
@@ -80,6 +81,9 @@ def measure(
     frames = torch.from_numpy(pixels).to(device)
     waiting = makers(model, frames, device, with_peers)
     ceilings = ceiling.measure(device)
+    upscaler = Upscaler(model, device=device)
+    chosen = upscaler.backend_name, upscaler.precision
+    del upscaler
     candidates: dict[Key, Run] = {}
     made: dict[Key, dict[str, Any]] = {}
     results: dict[Key, NDArray[np.uint8]] = {}
@@ -113,6 +117,7 @@ def measure(
                 "impl": impl,
                 "baseline": "plain",
                 "dtype": precision,
+                "auto": (impl, precision) == chosen,
                 "device": torch.device(device).type,
                 "shape": {"n": batch, "c": 3, "h": height, "w": width, "scale": model.info.scale},
                 "latency_ms": latency(values),
@@ -137,10 +142,14 @@ def makers(model: Model, frames: Tensor, device: str, with_peers: Iterable[str] 
         precisions = ("fp32", "fp16", "bf16")
         found["plain", "tf32"] = lambda: _plain(model, frames, "tf32")
         found["channels_last", "fp16"] = lambda: _plain(model, frames, "fp16", torch.channels_last)
+    else:
+        with_peers = (*peers.FIXED, *with_peers)
     for backend, entry in BACKENDS.items():
         if isinstance(entry.probe(device), Ok):
             # int8 is a matter of kernels, and of weights that have scales for it.
             some = (*precisions, "int8") if backend == "fused" and model.calibration is not None else precisions
+            if backend in ("onnx", "tensorrt"):
+                some = tuple(precision for precision in precisions if precision != "bf16")
             for precision in some:
                 found[backend, precision] = _maker(model, frames, backend, device, precision)
     if ("fused", "fp16") in found and hopper.why_not(torch.device(device)) is None:

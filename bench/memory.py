@@ -21,16 +21,19 @@ from srgan_fast.weights import load
 _WINDOW = 48
 
 
-def measure(model_name: str, height: int, width: int, precision: str, memory: str | None) -> dict[str, Any]:
+def measure(
+    model_name: str, height: int, width: int, precision: str, memory: str | None, backend: str = "eager"
+) -> dict[str, Any]:
     """Upscale one frame on the CPU in a fresh process and record its peak beside the plan.
 
     Units:   bytes; `measured` and `planned` are beyond the process at rest and the result, `peak` is everything
     Raises:  what `Upscaler` raises; SRGANFastError with the child's last words when it fails otherwise
     """
     # A wrong choice is refused here, where it is one line; whether a budget is enough only the child knows.
-    Upscaler(model_name, device="cpu", precision=precision, memory=memory)
+    Upscaler(model_name, backend=backend, device="cpu", precision=precision, memory=memory)
     # A process's peak survives in its children's rusage, so the child reads its own high-water mark instead.
-    command = [sys.executable, "-m", __spec__.name, model_name, str(height), str(width), precision, memory or ""]
+    asked = [model_name, str(height), str(width), precision, memory or "", backend]
+    command = [sys.executable, "-m", __spec__.name, *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
@@ -62,9 +65,11 @@ def derive(bytes_: dict[str, int]) -> dict[str, float]:
     return {"peak_gib": bytes_["peak"] / 2**30, "planned_ratio": bytes_["planned"] / max(1, bytes_["measured"])}
 
 
-def _child(model_name: str, height: int, width: int, precision: str, memory: str | None) -> dict[str, Any]:
+def _child(
+    model_name: str, height: int, width: int, precision: str, memory: str | None, backend: str
+) -> dict[str, Any]:
     model = load(model_name)
-    upscaler = Upscaler(model, backend="eager", device="cpu", precision=precision, memory=memory)
+    upscaler = Upscaler(model, backend=backend, device="cpu", precision=precision, memory=memory)
     frame = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     # What the first run of any size loads for good is not the frame's.
     upscaler(frame[:16, :16], layout="HWC")
@@ -95,16 +100,16 @@ def _difference(frame: NDArray[np.uint8], result: NDArray[np.uint8], cut: Upscal
     )
     top, left = max(0, y0 - halo), max(0, x0 - halo)
     window = np.ascontiguousarray(frame[top : y1 + halo, left : x1 + halo])
-    whole = Upscaler(cut.model, backend="eager", device="cpu", precision=cut.precision)(window, layout="HWC")
+    whole = Upscaler(cut.model, backend=cut.backend_name, device="cpu", precision=cut.precision)(window, layout="HWC")
     s = cut.scale
     a = whole[(y0 - top) * s : (y1 - top) * s, (x0 - left) * s : (x1 - left) * s].astype(int)
     return int(np.abs(a - result[y0 * s : y1 * s, x0 * s : x1 * s]).max())
 
 
 if __name__ == "__main__":
-    _model, _height, _width, _precision, _memory = sys.argv[1:]
+    _model, _height, _width, _precision, _memory, _backend = sys.argv[1:]
     try:
-        print(json.dumps(_child(_model, int(_height), int(_width), _precision, _memory or None)))
+        print(json.dumps(_child(_model, int(_height), int(_width), _precision, _memory or None, _backend)))
     except SRGANFastError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

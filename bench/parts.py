@@ -7,10 +7,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ _HELD_SHAPES = ((1, 1, 1), (17, 33, 3), (270, 480, 1))
 # The size of `bench/train.py` that bars are about, and its crop.
 _CROPS, _CROP = "paper", 96
 _FOR_TRAINING = ("conv3x3_stats", "batchnorm_act", "training_crops")
+# The marks of tests, as pytest selects by them.
+_GPU, _TENSORRT = "gpu and not tensorrt", "gpu and tensorrt"
 _SRRESNET, _SRGAN = "paper-srresnet-mse", "paper-srgan-vgg54"
 
 
@@ -57,8 +61,8 @@ class Part:
 # --- equality ---------------------------------------------------------------------------------------------------
 
 
-def tests(name: str, pattern: str) -> Callable[[Emit], None]:
-    """A part that runs the tests which need a GPU, of the files that fit a pattern."""
+def tests(name: str, pattern: str, marked: str) -> Callable[[Emit], None]:
+    """A part that runs the tests which need a GPU and are marked so, of the files that fit a pattern."""
 
     def run(emit: Emit) -> None:
         from srgan_fast.bench import SITE
@@ -75,7 +79,7 @@ def tests(name: str, pattern: str) -> Callable[[Emit], None]:
             report = Path(folder) / "report.xml"
             # Warnings of a newer or older PyTorch are no failure of a kernel.
             # A file that needs what is not installed fails by itself.
-            options = ["-m", "gpu", "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+            options = ["-m", marked, "-W", "default", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
             options.append(f"--junitxml={report}")
             subprocess.run([sys.executable, "-c", start, *options, *files], cwd=ROOT, env=environment, check=False)
             if not report.is_file():
@@ -249,6 +253,34 @@ def _check(emit: Emit, name: str, raw: dict[str, Any], *, passed: bool = True) -
 # --- speed ------------------------------------------------------------------------------------------------------
 
 
+def tensorrt(emit: Emit) -> None:
+    """TensorRT: its tests, engines that are held against eager and timed, what finding them costs, frames beside ours.
+
+    The engines stay where `srgan-fast trt build` keeps them, and are taken from there if they are there already.
+    """
+    from srgan_fast.bench.engine import judge
+    from srgan_fast.tensorrt import engines, library
+    from srgan_fast.weights import load
+
+    if find_spec("tensorrt") is None:
+        raise NotHere("tensorrt is not installed")
+    library.load()
+    model = load(MODEL)
+    options = engines.options(model.info.scale, sizes=(_TO_1080P, _TO_4K), largest=_TO_4K)
+    judged = judge(model, "fp16", DEVICE, partial(print, flush=True))
+    built, _ = engines.build(model, "fp16", options, DEVICE, judge=judged)
+    start = time.perf_counter()
+    found = engines.find(model, "fp16", DEVICE)
+    hit_s = time.perf_counter() - start
+    if not isinstance(found, engines.Pair) or found.entry.key != built.entry.key:
+        raise ParityError(f"expected the engines that were built, {built.entry.key}, got {found}")
+    print(f"built in {built.entry.build_seconds} s, found in {hit_s:.3f} s", flush=True)
+    outcomes = {line: "pass" in line for line in built.entry.agreement}
+    _check(emit, "tensorrt", {"outcomes": outcomes, "hit_s": hit_s, "build_s": built.entry.build_seconds})
+    frames((_TO_1080P, _TO_4K))(emit)
+    tests("tensorrt_tests", "test_*.py", _TENSORRT)(emit)
+
+
 def ceilings(emit: Emit) -> None:
     """What this GPU can do at best."""
     from srgan_fast.bench import ceiling
@@ -417,15 +449,16 @@ PARTS = (
     Part("frame_960x540", frames([_TO_4K]), 40, _WEIGHTS),
     Part("kernels", kernels, 75, ("triton",)),
     Part("train", training((_SRRESNET, _SRGAN)), 60, ("triton", *_WEIGHTS)),
-    Part("train_parity", tests("train_parity", "test_train*.py"), 50, ("pytest", "triton", *_WEIGHTS)),
+    Part("train_parity", tests("train_parity", "test_train*.py", _GPU), 50, ("pytest", "triton", *_WEIGHTS)),
     Part("compile_480x270", frames([_TO_1080P], compiled=True), 90, ("triton", *_WEIGHTS)),
     Part("train_compile", training((_SRRESNET,), compiled=True), 100, ("triton", *_WEIGHTS)),
     Part("train_kernels", train_kernels, 45, ("triton",)),
     Part("sanitizer_sm90", sanitized("sm90"), 60, ("triton",)),
     Part("graph", graph, 30, ("triton", *_WEIGHTS)),
-    Part("parity", tests("parity", "test_*.py"), 90, ("pytest", "triton")),
+    Part("parity", tests("parity", "test_*.py", _GPU), 90, ("pytest", "triton")),
     Part("op_parity_triton", parity_by("triton"), 60, ("triton",)),
     Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
+    Part("tensorrt", tensorrt, 300, ("pytest", "triton", *_WEIGHTS)),
     Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
     Part("frame_64x64", frames([_SMALL]), 20, _WEIGHTS),
     Part("compile_64x64", frames([_SMALL], compiled=True), 80, ("triton", *_WEIGHTS)),

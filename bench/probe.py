@@ -59,7 +59,7 @@ def measure(model: str, device: str, sizes: list[tuple[int, int]], cache: Path) 
 
     Raises:  SRGANFastError with the last words of a process that failed
     """
-    environment = {**os.environ, "SRGAN_FAST_CACHE": str(cache / "cubins"), "TRITON_CACHE_DIR": str(cache / "triton")}
+    environment = {**os.environ, "SRGAN_FAST_CACHE": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
     command = [sys.executable, "-m", __spec__.name, model, device, *(f"{width}x{height}" for width, height in sizes)]
     found = []
     for _ in range(2):

@@ -29,7 +29,7 @@ _SUFFIXES = {".py", ".cu", ".cuh", ".h"}
 STAMP = ROOT / "bench" / "results" / "stamp.json"
 
 # Whose versions a speed may depend on.
-_PACKAGES = ("triton", "tensorrt", "onnxruntime", "openvino", "spandrel")
+_PACKAGES = ("triton", "tensorrt", "onnx", "onnxruntime", "openvino", "spandrel")
 
 # One process, one value: both sides of a ratio must carry the same.
 RUN = uuid.uuid4().hex[:12]

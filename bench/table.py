@@ -192,6 +192,8 @@ def _speed_table(rows: list[Record], with_ids: bool) -> Table:
         (title, key, form)
         for title, key, form in (
             ("x channels_last fp16", "speedup_vs_channels_last", "{:.2f}"),
+            ("x torch_bf16_folded", "speedup_vs_torch_bf16_folded", "{:.2f}"),
+            ("x torch_fp32_folded", "speedup_vs_torch_fp32_folded", "{:.2f}"),
             ("x torch.compile", "speedup_vs_compile", "{:.2f}"),
             ("x fused fp16", "speedup_vs_fused_fp16", "{:.2f}"),
             ("x triton", "speedup_vs_triton", "{:.2f}"),
@@ -237,7 +239,9 @@ def _speed_table(rows: list[Record], with_ids: bool) -> Table:
 def _label(one: Record) -> str:
     if one["impl"] == "loop":
         return f"loader and {one['of']} {one['dtype']}"
-    return "loader" if one["impl"] == "loader" else f"{one['impl']} {one['dtype']}"
+    if one["impl"] == "loader":
+        return "loader"
+    return f"{one['impl']} {one['dtype']}" + " (auto)" * one.get("auto", False)
 
 
 def _or_none(derived: dict[str, float], key: str, form: str) -> str:

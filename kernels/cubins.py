@@ -6,36 +6,22 @@ anew. Without a usable folder everything is compiled for this process alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
-import re
-import stat
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
-from srgan_fast.atomic import atomic
+from srgan_fast.kept import Kept
 from srgan_fast.kernels import nvrtc
 from srgan_fast.kernels.nvrtc import Cubin, Specialisation
 
-MOST_BYTES = 256 << 20
-_MAGIC = b"srgan-fast cubin 1\n"
-# What a process that was killed while it wrote has left is removed when no process can be writing it any more.
-_ABANDONED_S = 3600
-# A folder that was named by mistake may hold files of another kind, which are left alone.
-_ENTRY = re.compile(r"[0-9a-f]{64}")
-_PART = re.compile(r"\.[0-9a-f]{16}\.part")
-
-_log = logging.getLogger(__name__)
+_kept = Kept("cubins", "compiled kernels", 256 << 20)
 _memory: dict[str, Cubin] = {}
 _compiling = threading.Lock()
-_warned: set[str] = set()
 
 
 def get(specialisations: Sequence[Specialisation], architecture: str = "sm_90a") -> list[Cubin]:
@@ -48,26 +34,23 @@ def get(specialisations: Sequence[Specialisation], architecture: str = "sm_90a")
     compiler = nvrtc.compiler()
     keys = [compiler.key(source, architecture) for source in specialisations]
     with _compiling:
-        folder = _folder()
         missing: dict[str, Specialisation] = {}
         for key, source in zip(keys, specialisations, strict=True):
             if key in _memory:
                 continue
-            kept = _read(folder / key, key) if folder else None
-            if kept:
-                _memory[key] = kept
+            body = _kept.read(key)
+            if body is not None:
+                _memory[key] = _of_body(body)
             else:
                 missing[key] = source
 
         def make(key: str) -> None:
             _memory[key] = compiler.compile(missing[key], architecture)
-            if folder:
-                _write(folder / key, key, _memory[key])
+            _kept.write(key, _to_body(_memory[key]))
 
         if missing:
-            _in_parallel(make, list(missing), kept=folder is not None)
-            if folder:
-                _shrink(folder)
+            _in_parallel(make, list(missing), kept=_kept.usable)
+            _kept.shrink()
         return [_memory[key] for key in keys]
 
 
@@ -108,78 +91,10 @@ class _Progress:
             sys.stderr.flush()
 
 
-def _folder() -> Path | None:
-    """The folder of the cache, made if it is missing; None, with one warning, if it is not safe or not there."""
-    given, base = os.environ.get("SRGAN_FAST_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        home = Path(base) if base else Path.home() / ".cache"
-        folder = Path(given) if given else home / "srgan-fast" / "cubins"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows the user's home
-        _warn(f"{error}")
-        return None
-    if found.st_uid != os.geteuid():
-        _warn(f"{folder} belongs to another user")
-        return None
-    if stat.S_IMODE(found.st_mode) & 0o022:
-        _warn(f"others may write into {folder}")
-        return None
-    return folder
-
-
-def _warn(reason: str) -> None:
-    """Say once what keeps the cache from being used."""
-    if reason not in _warned:
-        _warned.add(reason)
-        _log.warning("compiled kernels are not kept: %s; set SRGAN_FAST_CACHE to a folder of your own", reason)
-
-
-def _digest(key: str, body: bytes) -> bytes:
-    return hashlib.sha256(key.encode() + body).hexdigest().encode()
-
-
-def _read(path: Path, key: str) -> Cubin | None:
-    """An entry; None if there is none, or a damaged one."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    start = len(_MAGIC)
-    digest, body = data[start : start + 64], data[start + 64 :]
-    if not data.startswith(_MAGIC) or digest != _digest(key, body):
-        return None
-    with suppress(OSError):
-        os.utime(path)  # what was used last is removed last
+def _of_body(body: bytes) -> Cubin:
     about, image = body.split(b"\n", 1)
     return Cubin(image, **json.loads(about))
 
 
-def _write(path: Path, key: str, cubin: Cubin) -> None:
-    body = json.dumps({"symbol": cubin.symbol, "log": cubin.log}).encode() + b"\n" + cubin.image
-    try:
-        with atomic(path) as file:
-            file.write(_MAGIC + _digest(key, body) + body)
-    except OSError as error:
-        _warn(f"{path.parent} takes no file ({error.strerror or error})")
-
-
-def _shrink(folder: Path) -> None:
-    """Remove the entries that were not used for the longest time, until the rest are within the bound."""
-    entries = []
-    with suppress(OSError):
-        for path in folder.iterdir():
-            with suppress(OSError):  # another process removes some too
-                about = path.stat()
-                if _PART.fullmatch(path.name):
-                    if time.time() - about.st_mtime > _ABANDONED_S:
-                        path.unlink()
-                elif _ENTRY.fullmatch(path.name) and stat.S_ISREG(about.st_mode):
-                    entries.append((about.st_mtime, about.st_size, path))
-    size = sum(entry[1] for entry in entries)
-    for _, freed, path in sorted(entries):
-        if size <= MOST_BYTES:
-            break
-        with suppress(OSError):
-            path.unlink()
-            size -= freed
+def _to_body(cubin: Cubin) -> bytes:
+    return json.dumps({"symbol": cubin.symbol, "log": cubin.log}).encode() + b"\n" + cubin.image

@@ -6,6 +6,7 @@ no graphs, no branches on the device. Layer shapes follow Ledig et al., figure 4
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from fractions import Fraction
@@ -311,9 +312,10 @@ def receptive_radius(network: nn.Module, *, tail_only: bool = False) -> int | No
     """How far an output pixel looks, in LR pixels, read off the layers as they run; None if it sees the whole frame.
 
     Each k x k convolution adds (k-1)/2 pixels of the resolution that it runs at. Branches count as if they were in
-    series, so the figure is exact for a chain with skips and never too small.
+    series, so the figure is exact for a chain with skips and never too small. In a tail no layer looks at the whole
+    frame, whatever the trunk does.
     """
-    if has_global_layers(network):
+    if not tail_only and has_global_layers(network):
         return None
     size = 8
     reach = [Fraction(0)]
@@ -323,16 +325,16 @@ def receptive_radius(network: nn.Module, *, tail_only: bool = False) -> int | No
         taps = (conv.kernel_size[0] - 1) * conv.dilation[0]
         reach[0] += Fraction(taps, 2) * Fraction(size, args[0].shape[-2])
 
+    # Of its own: another thread may be running the network, whose convolutions would be counted too.
+    network = copy.deepcopy(network)
     frame = next(network.parameters()).new_zeros(1, 3, size, size)
     with torch.inference_mode():
         features = None if not tail_only else network.trunk(frame)  # type: ignore[operator]
-        hooks = [m.register_forward_pre_hook(add) for m in network.modules() if isinstance(m, nn.Conv2d)]
-        try:
-            if tail_only:
-                network.tail(features, frame)  # type: ignore[operator]
-            else:
-                network(frame)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for conv in network.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.register_forward_pre_hook(add)
+        if tail_only:
+            network.tail(features, frame)  # type: ignore[operator]
+        else:
+            network(frame)
     return math.ceil(reach[0])

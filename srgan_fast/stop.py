@@ -1,4 +1,4 @@
-"""Requests to stop a run: Ctrl-C, SIGTERM, and a limit of time."""
+"""Requests to stop a run: Ctrl-C, SIGTERM, SIGHUP, and a limit of time."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from srgan_fast.errors import UsageError
 
 @contextmanager
 def stop_requests(*, insistent: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a flag that the loop looks at between steps; a second one stops at once.
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a flag that the loop looks at between steps; a second one stops at once.
 
     Only those in `insistent` count as a second one. By itself SIGTERM does not: a launcher passes it on to its ranks
-    after the Ctrl-C that they have had.
+    after the Ctrl-C that they have had. SIGHUP, the end of a terminal, stays ignored where it was: under nohup a run
+    goes on.
     """
     asked = False
     pressed = 0
@@ -29,7 +30,7 @@ def stop_requests(*, insistent: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[
             raise KeyboardInterrupt
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, ask) for number in _taken()}
     except ValueError:  # not the main thread: whoever embeds us handles signals
         before = {}
     try:
@@ -37,6 +38,12 @@ def stop_requests(*, insistent: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _taken() -> Iterator[signal.Signals]:
+    yield from (signal.SIGINT, signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        yield signal.SIGHUP
 
 
 class TimeLimit:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from srgan_fast.errors import MemoryBudgetError, UsageError
+from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, UsageError
 
 # A tail of this many bytes fits the caches and page tables comfortably; larger bands gain nothing on a CPU.
 _BAND_BYTES = 192 << 20
@@ -26,7 +26,8 @@ class Footprint:
 
     Units:  bytes a LR pixel: `trunk_bytes` while the trunk runs, `kept_bytes` of its result, `tail_bytes` that the tail
             adds for each pixel of a band with its halo; radii in LR pixels. `radius` is None when a layer looks at
-            the whole frame. `pixels` is the most that a window may have, where there is such a limit.
+            the whole frame. `pixels` is the most that a window may have, and `most` the frames, rows and columns of
+            one run at most, where there are such limits.
     """
 
     trunk_bytes: float
@@ -35,6 +36,13 @@ class Footprint:
     radius: int | None
     tail_radius: int
     pixels: int | None = None
+    most: tuple[int, int, int] | None = None
+
+    def admits(self, height: int, width: int) -> bool:
+        """Whether a window of this size can be run at all, whatever the memory."""
+        if self.pixels is not None and height * width > self.pixels:
+            return False
+        return self.most is None or (height <= self.most[1] and width <= self.most[2])
 
     def band(self, height: int, width: int) -> int:
         """Rows of a band that is comfortable: all of them where bands save nothing."""
@@ -101,7 +109,8 @@ def plan(
     `budget_bytes` is what the run may use beyond the frame and its result; None is unlimited. A `tile` that the user
     asked for is taken as it is. `copy_bytes` is what a LR pixel of a window's own result takes.
 
-    Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame
+    Raises:  MemoryBudgetError if no cut fits; UsageError for tiles of a network that looks at the whole frame, or
+             beyond what the backend takes at once; BackendUnavailable if that holds for the smallest tile too
     """
     if tile is not None:
         if tile < 1:
@@ -110,14 +119,24 @@ def plan(
             raise UsageError(
                 "this network normalises over the whole frame, so tiles would change its picture; leave --tile out"
             )
+        rows, columns = _window(cost, height, width, tile)
+        if not cost.admits(rows, columns):
+            raise UsageError(
+                f"expected a smaller tile: with its margin, one of {tile} is {columns}x{rows} pixels, more than the"
+                " backend takes at once; leave --tile out"
+            )
         return _tiled(cost, height, width, tile, copy_bytes)
     budget = math.inf if budget_bytes is None else budget_bytes
-    most_pixels = math.inf if cost.pixels is None else cost.pixels
     band = cost.band(height, width)
     narrow = Plan(_SMALLEST_BAND, None, cost.peak_bytes(height, width, _SMALLEST_BAND))
     for whole in (Plan(band, None, cost.peak_bytes(height, width, band)), narrow):
-        if whole.peak_bytes <= budget and height * width <= most_pixels:
+        if whole.peak_bytes <= budget and cost.admits(height, width):
             return whole
+    if cost.radius is None and not cost.admits(height, width):
+        raise BackendUnavailable(
+            f"this network normalises over the whole frame and cannot be tiled, and {width}x{height} is more than the"
+            " backend takes at once; take another backend"
+        )
     if cost.radius is None:
         raise MemoryBudgetError(
             f"this network normalises over the whole frame and cannot be tiled: {width}x{height} needs"
@@ -126,8 +145,14 @@ def plan(
     size = max(height, width)
     while True:
         candidate = _tiled(cost, height, width, size, copy_bytes)
-        if candidate.peak_bytes <= budget and (size + 2 * cost.radius) ** 2 <= most_pixels:
+        rows, columns = _window(cost, height, width, size)
+        if candidate.peak_bytes <= budget and cost.admits(rows, columns):
             return candidate
+        if size <= SMALLEST_TILE and not cost.admits(rows, columns):
+            raise BackendUnavailable(
+                f"the smallest tile is {columns}x{rows} pixels with its margin, more than the backend takes at once;"
+                " take another backend, or an engine for larger frames"
+            )
         if size <= SMALLEST_TILE:
             raise MemoryBudgetError(
                 f"the smallest tile needs {candidate.peak_bytes / 2**20:.0f} MiB,"
@@ -137,10 +162,15 @@ def plan(
 
 
 def _tiled(cost: Footprint, height: int, width: int, size: int, copy_bytes: int) -> Plan:
+    rows, columns = _window(cost, height, width, size)
+    band = cost.band(rows, columns)
+    return Plan(band, size, cost.peak_bytes(rows, columns, band, copy_bytes))
+
+
+def _window(cost: Footprint, height: int, width: int, size: int) -> tuple[int, int]:
+    """Rows and columns of the largest window that `tiles` will cut, not of the largest that it might."""
     halo = cost.radius or 0
-    # The largest window that `tiles` will cut, not the largest that it might.
     rows, columns = (
         min(length, max(end - start for start, end in _spans(length, size)) + 2 * halo) for length in (height, width)
     )
-    band = cost.band(rows, columns)
-    return Plan(band, size, cost.peak_bytes(rows, columns, band, copy_bytes))
+    return rows, columns

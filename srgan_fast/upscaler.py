@@ -72,7 +72,8 @@ class Upscaler:
         cut = plan(cost, height, width, tile=self.tile, budget_bytes=budget, copy_bytes=copy)
         if not self._backend.batches or cut.tile is not None:
             return cut
-        together = count if budget is None else max(1, min(count, budget // max(1, cut.peak_bytes)))
+        most = count if cost.most is None else min(count, cost.most[0])
+        together = most if budget is None else max(1, min(most, budget // max(1, cut.peak_bytes)))
         return replace(cut, frames=together, peak_bytes=together * cut.peak_bytes)
 
     def _budget(self, results_bytes: int) -> int | None:
@@ -80,7 +81,8 @@ class Upscaler:
         if self.device == "cpu":
             if self.memory_bytes is None:
                 return None
-            return self.memory_bytes - resident_bytes() - results_bytes - _LIBRARY_BYTES
+            there = resident_bytes() - self._backend.reusable_bytes
+            return self.memory_bytes - there - results_bytes - _LIBRARY_BYTES
         held = torch.cuda.memory_allocated(self.device) - self._backend.reusable_bytes
         if self.memory_bytes is not None:
             return self.memory_bytes - held - results_bytes

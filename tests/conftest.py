@@ -1,11 +1,15 @@
-"""What tests share: the command line, a small network, data, a missing GPU, the process of Triton's interpreter."""
+"""What tests share: the command line, a small network, data, a missing GPU, a double of TensorRT, and the process of
+Triton's interpreter.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from interpreter import Child, hand_back, wants_child
@@ -21,6 +25,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
     if torch.cuda.is_available():
+        if find_spec("tensorrt") is None:
+            for item in marked:
+                if item.get_closest_marker("tensorrt"):
+                    item.add_marker(pytest.mark.skip(reason="tensorrt is not installed"))
         return
     if os.environ.get("SRGAN_FAST_REQUIRE_GPU") == "1":
         raise pytest.UsageError("SRGAN_FAST_REQUIRE_GPU=1, but torch sees no GPU")
@@ -63,6 +71,15 @@ class _HandBack:
         hand_back(self._config, report)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where everything compiled is kept while the tests run: the user's own stays as it is."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SRGAN_FAST_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of benchmark images and community checkpoints, which the project does not ship."""
@@ -84,6 +101,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     weights.save(path, Generator(GeneratorConfig(blocks=2, width=8)), name="tiny", recipe={})
     return path
+
+
+@pytest.fixture(params=("10.13.3.9", "11.4.0.106"))
+def trt(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A double in the place of TensorRT, of either generation; its graphs have only addresses, as real ones."""
+    import fake_runtime
+    import fake_tensorrt
+
+    from srgan_fast import graph
+
+    fake = fake_tensorrt.install(monkeypatch, request.param)
+    monkeypatch.setattr(graph, "capture", fake_runtime.capture)
+    yield fake
+    assert fake.seen.misuses == []
 
 
 @pytest.fixture

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from srgan_fast.kernels.nvrtc import Specialisation
@@ -68,6 +71,17 @@ class _Kernel:
     library: ctypes.CDLL
     expression: str
     shared_bytes: int
+
+
+def some_always(faults: Iterable[Any]) -> list[Any]:
+    """Every fourth planted fault, for a parameter of a test; the others with the long tests, since each is compiled."""
+    marks = itertools.cycle([(), *[pytest.mark.slow] * 3])
+    return [pytest.param(*(fault if isinstance(fault, tuple) else (fault,)), marks=next(marks)) for fault in faults]
+
+
+def assert_planted(file: str, shipped: str) -> None:
+    """Whoever changes what a long test alone alters learns it at once."""
+    assert (KERNELS / file).read_text(encoding="utf-8").count(shipped) == 1, f"{file}: {shipped!r}"
 
 
 @cache

@@ -1,4 +1,4 @@
-"""How other projects name the tensors of an SRResNet: what `test_weights.py` builds their checkpoints from."""
+"""How other projects name the tensors of an SRResNet: what `test_community.py` builds their checkpoints from."""
 
 from __future__ import annotations
 

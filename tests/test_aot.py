@@ -1,7 +1,8 @@
 """The kernel table compiled ahead of time for every architecture, with no GPU: nothing spills, everything fits.
 
 What is compiled is what the ops would launch (`ahead_of_time.py`). Fast: the network's own layers in float16 on a large
-frame, and the trunk's in training. Slow: small frames, bfloat16 and other widths; the rest, float32 among it, only with
+frame for the oldest architecture and for Hopper, the longest kernels for all; and the trunk's in training. Slow: the
+other layers everywhere, small frames, bfloat16 and other widths; the rest, float32 among it, only with
 SRGAN_FAST_SOAK=1.
 """
 
@@ -30,6 +31,13 @@ INT8_CORES = {sm: "mma_int8" if sm == 100 else f"{name}_int8" for sm, name in TE
 # float32 is there for parity and not for speed; on small frames of 128 channels the compiler puts one pair of registers
 # on the stack for another program on the multiprocessor.
 FLOAT32_STACK_BYTES = 8
+# By pointers and by descriptors: between them these two have every kernel.
+FAST = (80, 90)
+LONGEST = (
+    "conv3x3: 64 to 64, residual",
+    "tail: 5x5 from 256, x2",
+    "conv3x3_int8: 64 to 64, residual, both",
+)
 WITHOUT_PRODUCTS = (
     *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
     *("tail_sum_pointer", "quantise_int8_pointer", "statistics_pointer", "join_parts_pointer"),
@@ -50,8 +58,9 @@ def selected() -> list[object]:
                         continue
                     if dtype == torch.float32 and not soak:
                         continue
-                    name = f"sm_{sm}-{entry.op}: {entry.name}-{frame}-{str(dtype).removeprefix('torch.')}"
-                    marks = () if usual == 3 else pytest.mark.slow
+                    layer = f"{entry.op}: {entry.name}"
+                    name = f"sm_{sm}-{layer}-{frame}-{str(dtype).removeprefix('torch.')}"
+                    marks = () if usual == 3 and (sm in FAST or layer in LONGEST) else pytest.mark.slow
                     chosen.append(pytest.param(entry, FRAMES[frame], dtype, sm, id=name, marks=marks))
     return chosen + list(selected_for_training(soak))
 

@@ -87,6 +87,18 @@ def alive(pid: int) -> bool:
         return False
 
 
+def test_a_part_that_fails_is_said_and_the_next_one_runs(fakes: ModuleType, tmp_path: Path) -> None:
+    assert gpu.main(["--table", "fake_parts", "--out", str(tmp_path), "--parts", "bad,bare,last"]) == 1
+    (file,) = tmp_path.glob("gpu-*.jsonl")
+    assert outcomes(file) == {
+        "bad": "failed: 3 of 7 failed in file.py",
+        "bare": "failed: needs no_such_package, which is not installed",
+        "last": "passed",
+    }
+    assert [one["name"] for one in gpu.read(file) if one["suite"] == "parts"] == ["good"] * 2
+
+
+@pytest.mark.slow
 def test_a_run_survives_what_its_parts_do(
     fakes: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from srgan_fast import kernels
 from srgan_fast.backends.probe import Unavailable
-from srgan_fast.bench import ceiling, frame, kernel, parts, peers, plot, readme, table, train, work
+from srgan_fast.bench import ceiling, frame, kernel, memory, parts, peers, plot, readme, table, train, work
 from srgan_fast.bench.claims import verify
 from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
 from srgan_fast.bench.peers import compile as compile_peer
@@ -180,6 +180,30 @@ def test_pixels_are_exactly_their_values() -> None:
     assert not check_case(Pixels(wrong=0.5), arguments, torch.float32).passed
 
 
+def test_bench_all_asks_every_suite_for_every_shape(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def asking(suite: str, places: tuple[int, ...]) -> Callable[..., list[Record]]:
+        def measure(*given: Any, batch: int = 1, **_: object) -> list[Record]:
+            asked.append((suite, *(given[place] for place in places), batch))
+            return []
+
+        return measure
+
+    monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling()})
+    monkeypatch.setattr(train, "STAGES", ("paper-srresnet-mse",))
+    for module, suite, places in ((kernel, "kernel", (1, 2)), (frame, "frame", (1, 2)), (train, "train", (0, 1))):
+        monkeypatch.setattr(module, "measure", asking(suite, places))
+    monkeypatch.setattr(memory, "measure", lambda *given: asked.append(("memory", *given[1:3])) or {"suite": "none"})
+    bench(model=tiny, suite="all", size="7x9,20x5", batch="1,2", runs=1)
+    shapes = {(9, 7, 1), (5, 20, 1), (9, 7, 2), (5, 20, 2)}
+    assert {tuple(one[1:]) for one in asked if one[0] == "kernel"} == shapes
+    assert {tuple(one[1:]) for one in asked if one[0] == "frame"} == shapes
+    assert [one for one in asked if one[0] == "train"] == [("train", "paper-srresnet-mse", "small", 1)]
+    assert [one for one in asked if one[0] == "memory"] == [("memory", 9, 7), ("memory", 5, 20)]
+
+
+@pytest.mark.slow
 def test_bench_all_runs_every_suite(
     tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +382,7 @@ def test_parts_of_a_gpu_run_are_told_apart() -> None:
     assert "passed" not in text
 
 
+@pytest.mark.slow
 def test_the_pytest_benchmark_suites_are_collected() -> None:
     files = [f"bench/suite_{name}.py" for name in ("frame", "kernel", "train")]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *files]

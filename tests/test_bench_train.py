@@ -425,7 +425,7 @@ def test_the_part_of_kernels_says_whether_they_pay(
 
 def test_no_test_is_no_proof() -> None:
     with pytest.raises(ParityError, match="expected tests with the marker gpu"):
-        parts.tests("x", "test_no_such*.py")(lambda one: None)
+        parts.tests("x", "test_no_such*.py", "gpu")(lambda one: None)
 
 
 def test_a_suite_may_be_named_first(small: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fake_tensorrt
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,10 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from srgan_fast.cli import app
+from srgan_fast.export import onnx_bytes
 from srgan_fast.features import VGG19
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.weights import load, save
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -33,6 +36,11 @@ SHORTER = {
     "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
     "calibrate": ("--limit-db", 1),  # the stand-ins are noise, which no scale suits
+    # On the double of TensorRT, for which a CPU passes for a GPU.
+    "trt build": ("--device", "cpu"),
+    "trt check": ("--device", "cpu"),
+    "trt clean": ("--device", "cpu"),
+    "trt list": ("--device", "cpu"),
 }
 
 
@@ -59,6 +67,14 @@ def checkpoint(path: Path) -> None:
     torch.manual_seed(0)
     config, _ = DIALECTS["leftthomas"]
     torch.save(foreign("leftthomas", Generator(GeneratorConfig(blocks=2, width=8, **config))), path)
+
+
+def onnx_file(path: Path) -> None:
+    """A small model as `srgan-fast export` writes it."""
+    torch.manual_seed(0)
+    network = Generator(GeneratorConfig(blocks=1, width=8)).eval().requires_grad_(False)
+    save(path.with_suffix(".safetensors"), network, name="small", recipe={})
+    path.write_bytes(onnx_bytes(load(path.with_suffix(".safetensors"))))
 
 
 def vgg19(path: Path) -> None:
@@ -89,6 +105,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A double of TensorRT, and engines that are judged at a small size, for which threads would only wait."""
+    fake_tensorrt.install(monkeypatch)
+    monkeypatch.setenv("SRGAN_FAST_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("srgan_fast.bench.engine.sizes_of", lambda options: [(8, 8)])
+    monkeypatch.setattr("srgan_fast.bench.engine._RUNS", 1)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def targets() -> set[str]:
     return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
@@ -107,12 +136,16 @@ def test_every_block_is_run() -> None:
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python(block: str, folder: Path) -> None:
+    for name in re.findall(r"\w+\.onnx", block):
+        onnx_file(folder / name)
     exec(compile(block, "example", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_sh(block: str, folder: Path, run: Run) -> None:
+def test_sh(block: str, folder: Path, run: Run, request: pytest.FixtureRequest) -> None:
     """Line after line, because later ones use what earlier ones made."""
+    if "srgan-fast trt " in block:
+        request.getfixturevalue("engines")
     for line in block.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
@@ -128,7 +161,7 @@ def test_sh(block: str, folder: Path, run: Run) -> None:
             assert (started.module, started.training_script) == (True, "srgan_fast"), line
             words = ["srgan-fast", *started.training_script_args]
         assert words[0] == "srgan-fast", f"no test knows how to run: {line}"
-        code, _, err = run(*words[1:], *SHORTER.get(words[1], ()))
+        code, _, err = run(*words[1:], *SHORTER.get(" ".join(words[1:3]), SHORTER.get(words[1], ())))
         assert code == 0, f"{line}\n{err}"
         for word in words[2:]:
             if word.endswith("/") or re.fullmatch(r"[\w/]+\.\w+", word):
@@ -140,9 +173,13 @@ def test_commands_named_in_the_text_exist() -> None:
     named = 0
     for path in DOCUMENTS:
         for span in re.findall(r"`srgan-fast ([^`]+)`", FENCE.sub("", path.read_text())):
-            command, *words = span.split()
-            assert command in commands, f"{path.name}: {span}"
-            known = {name for parameter in commands[command].params for name in parameter.opts}
+            name, *words = span.split()
+            assert name in commands, f"{path.name}: {span}"
+            command = commands[name]
+            if hasattr(command, "commands") and words:
+                assert words[0] in command.commands, f"{path.name}: {span}"
+                command = command.commands[words[0]]
+            known = {name for parameter in command.params for name in parameter.opts}
             assert {word for word in words if word.startswith("--")} <= known, f"{path.name}: {span}"
             named += 1
     assert named

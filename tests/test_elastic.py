@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(photos: Path, tmp_path: Path
     job.end()
     job = Job(photos, tmp_path / "run", *options, "--resume", ranks=1)
     assert job.end() == 0, job.said()
-    assert re.search(r"equal in value, not in bits: resumed with another ranks \(2 before, 1 now\)", job.said())
+    assert re.search(r"equal in value, not in bits: resumed with a difference in ranks \(2 before, 1 now\)", job.said())
     assert job.losses() == pytest.approx(alone.losses(), rel=1e-5)
     for name, value in alone.weights().items():
         torch.testing.assert_close(job.weights()[name], value, rtol=0, atol=1e-5)

@@ -15,7 +15,7 @@ from test_fused import frames, model_of, result_of
 from torch.nn import functional as F
 
 from srgan_fast import kernels, weights
-from srgan_fast.backends import fused, program, select
+from srgan_fast.backends import fused, program, select, selfcheck
 from srgan_fast.backends.fused import FusedBackend
 from srgan_fast.calibration import Calibration, quantised_layers, to_metadata
 from srgan_fast.errors import BackendUnavailable, UsageError, WeightsError
@@ -266,7 +266,7 @@ def test_the_self_check_refuses_a_broken_int8_op(
 ) -> None:
     right = kernels.load(op).run
     monkeypatch.setattr(kernels.load(op), "run", lambda **call: right(**change(call)))
-    monkeypatch.setattr(fused, "_CHECK_SIZE", (9, 13))
+    monkeypatch.setattr(selfcheck, "CHECK_SIZE", (9, 13))
     with pytest.raises(BackendUnavailable, match="disagrees with eager"):
         FusedBackend(weights.load("srresnet_x4"), "cpu", "int8")
 

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import pytest
 
+from srgan_fast import private
 from srgan_fast.kernels import cubins, nvrtc
 from srgan_fast.kernels.nvrtc import CompileError, Cubin, Specialisation
 
@@ -38,12 +39,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache of a process that has compiled nothing yet."""
     monkeypatch.setenv("SRGAN_FAST_CACHE", str(tmp_path / "cache"))
     forget(monkeypatch)
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "cubins"
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cubins, "_memory", {})
-    monkeypatch.setattr(cubins, "_warned", set())
+    monkeypatch.setattr(cubins._kept, "warned", set())
 
 
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +162,7 @@ def test_what_is_kept_is_found_by_the_next_process(
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("damage", ["cut short", "flipped", "emptied", "another's"])
+@pytest.mark.parametrize("damage", ["cut short", "flipped", "emptied", "another's", "open to others"])
 def test_a_damaged_entry_is_compiled_anew(
     damage: str, source: Specialisation, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +173,8 @@ def test_a_damaged_entry_is_compiled_anew(
         cubins.get([Specialisation(source.file, "add<7>")])
         (other,) = set(folder.iterdir()) - {entry}
         other.replace(entry)
+    elif damage == "open to others":
+        entry.chmod(0o622)
     elif damage == "flipped":
         data[-100] ^= 4
         entry.write_bytes(data)
@@ -198,6 +201,7 @@ def test_an_unusable_folder_means_one_warning_and_a_right_result(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    folder.parent.mkdir()
     if trouble == "below a file":
         folder.write_text("in the way")
     else:
@@ -224,7 +228,7 @@ def test_a_full_disk_means_one_warning_and_a_right_result(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         yield
 
-    monkeypatch.setattr(cubins, "atomic", full)
+    monkeypatch.setattr(private, "atomic", full)
     made = cubins.get([source, Specialisation(source.file, "add<9>")])
     assert all(cubin.image.startswith(b"\x7fELF") for cubin in made)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -248,7 +252,7 @@ def test_the_folder_stays_within_its_bound(
         os.utime(path, (0, 0))
     forget(monkeypatch)
     cubins.get(sources[:1])  # the oldest, but just used
-    monkeypatch.setattr(cubins, "MOST_BYTES", 3 * size + 500)
+    monkeypatch.setattr(cubins._kept, "most_bytes", 3 * size + 500)
     cubins.get([Specialisation(source.file, "add<100>")])
     assert all(path.exists() for path in strangers)
     left = {entry.name for entry in folder.iterdir() if entry not in strangers}

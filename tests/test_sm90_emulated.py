@@ -11,7 +11,7 @@ from typing import Any
 import emulated
 import pytest
 import torch
-from emulated import Emulated, Fault
+from emulated import Emulated, Fault, assert_planted, some_always
 
 from srgan_fast import kernels
 from srgan_fast.kernels import hopper
@@ -255,7 +255,12 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_changes_a_text_that_is_there() -> None:
+    for file, shipped, *_ in FAULTS.values():
+        assert_planted(file, shipped)
+
+
+@pytest.mark.parametrize("fault", some_always(FAULTS))
 def test_a_planted_fault_is_found(fault: str) -> None:
     file, shipped, planted, said = FAULTS[fault]
     found = []

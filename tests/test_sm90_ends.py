@@ -11,7 +11,7 @@ from typing import Any
 import emulated
 import pytest
 import torch
-from emulated import Emulated, Fault
+from emulated import Emulated, Fault, assert_planted, some_always
 from torch import Tensor
 
 from srgan_fast import kernels
@@ -418,7 +418,12 @@ def found(call: Head | Tail, mutations: dict[str, tuple[str, str]]) -> str:
     return "nothing"
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_changes_a_text_that_is_there() -> None:
+    for _, file, shipped, *_ in FAULTS.values():
+        assert_planted(file, shipped)
+
+
+@pytest.mark.parametrize("fault", some_always(FAULTS))
 def test_a_planted_fault_is_found(fault: str) -> None:
     call, file, shipped, planted, said = FAULTS[fault]
     assert re.search(said, found(call, {file: (shipped, planted)})), found(call, {file: (shipped, planted)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import emulated
 import pytest
 import torch
-from emulated import Emulated, Fault
+from emulated import Emulated, Fault, assert_planted, some_always
 
 from srgan_fast import kernels
 from srgan_fast.kernels import hopper
@@ -106,24 +106,29 @@ def test_run_takes_it(case: kernels.cases.Case) -> None:
         assert "sm90" in hopper.choices(torch.device("cpu")).values()
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("theirs, mine, 0x7351", "theirs, mine, 0x3715"),
-        ("exchange(mine, 4)", "exchange(mine, 8)"),
-        ("unpack<Half>(after[m], v[m][0], v[m][1]);", ""),
-        ("fmaxf(v, -127.f)", "fmaxf(v, -128.f)"),
-        ("__float2int_rn(", "static_cast<int>("),
-        ("* 8 * 64 + 8, static_cast", "* 8 * 64 + 16, static_cast"),
-        ("warp * 16, Swizzle::k64) +", "warp * 16, Swizzle::k32) +"),
-        ("__fadd_rn(v[m][0], low)", "__fadd_rn(v[m][0], high)"),
-        ("p.gain[slice * 64 + output]", "p.gain[slice * 64]"),
-        ("p.slopes[slice % p.slope_slices * 64 + output]", "p.slopes[output & ~8]"),
-        ("result + kHalfBytes + pixel * 64", "result + pixel * 64"),
-        ("static_cast<float>(d[first + e])", "static_cast<float>(d[first + e] & ~1)"),
-        ("v[m][e] >= 0.f ?", "v[m][e] >= 1.f ?"),
-    ],
-)
+FAULTS = [
+    ("theirs, mine, 0x7351", "theirs, mine, 0x3715"),
+    ("exchange(mine, 4)", "exchange(mine, 8)"),
+    ("unpack<Half>(after[m], v[m][0], v[m][1]);", ""),
+    ("fmaxf(v, -127.f)", "fmaxf(v, -128.f)"),
+    ("__float2int_rn(", "static_cast<int>("),
+    ("* 8 * 64 + 8, static_cast", "* 8 * 64 + 16, static_cast"),
+    ("warp * 16, Swizzle::k64) +", "warp * 16, Swizzle::k32) +"),
+    ("__fadd_rn(v[m][0], low)", "__fadd_rn(v[m][0], high)"),
+    ("p.gain[slice * 64 + output]", "p.gain[slice * 64]"),
+    ("p.slopes[slice % p.slope_slices * 64 + output]", "p.slopes[output & ~8]"),
+    ("result + kHalfBytes + pixel * 64", "result + pixel * 64"),
+    ("static_cast<float>(d[first + e])", "static_cast<float>(d[first + e] & ~1)"),
+    ("v[m][e] >= 0.f ?", "v[m][e] >= 1.f ?"),
+]
+
+
+def test_every_fault_changes_a_text_that_is_there() -> None:
+    for old, _ in FAULTS:
+        assert_planted(SOURCE, old)
+
+
+@pytest.mark.parametrize(("old", "new"), some_always(FAULTS))
 def test_a_planted_fault_is_found(old: str, new: str) -> None:
     try:
         said = Call(residual=True).differs(Emulated(mutations={SOURCE: (old, new)}))

@@ -11,7 +11,7 @@ from emulated import COMPILER, NO_COMPILER, Emulated
 from models import model_of
 
 from srgan_fast import weights
-from srgan_fast.backends import fused
+from srgan_fast.backends import fused, selfcheck
 from srgan_fast.backends.eager import EagerBackend
 from srgan_fast.backends.fused import FusedBackend
 from srgan_fast.kernels import hopper, parity
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> weights.Model:
     monkeypatch.setattr(fused, "why_not_triton", lambda device: None)
-    monkeypatch.setattr(fused, "_CHECK_SIZE", (9, 19))  # several tiles all the same, and seconds less
+    monkeypatch.setattr(selfcheck, "CHECK_SIZE", (9, 19))  # several tiles all the same, and seconds less
     return model_of(Generator(GeneratorConfig(blocks=1, width=64, prelu="channel")), tmp_path)
 
 

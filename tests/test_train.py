@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training import TINY, photos, small, start_of
+from training import TINY, photos, read_log, small, start_of
 
 from srgan_fast import weights
 from srgan_fast.errors import InputError, OutputError, UsageError
@@ -19,8 +19,8 @@ from srgan_fast.model import Discriminator, Generator, GeneratorConfig
 from srgan_fast.train import losses
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS
-from srgan_fast.train.log import read_log
 from srgan_fast.train.step import EagerStep, learning_rate
+from srgan_fast.train.store import Folder, write_pack
 from srgan_fast.train.trainer import Trainer
 
 __all__ = ["photos", "small"]
@@ -199,6 +199,19 @@ def test_validation_takes_the_degradation_of_the_run(photos: Path, tmp_path: Pat
     trainer = Trainer(config, photos, tmp_path / "run", validation=photos)
     for lr, hr in trainer.validation:
         assert torch.equal(lr, gaussian_down(hr, 4, config.blur_sigma))
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_validation_images_that_are_too_small(photos: Path, tmp_path: Path, pack: bool) -> None:
+    """How small they may be is no choice of the user's: no option is advised."""
+    source = tmp_path / "small"
+    source.mkdir()
+    Image.new("RGB", (18, 40)).save(source / "0.png")
+    if pack:
+        write_pack(tmp_path / "small.pack", Folder(source, 1))
+        source = tmp_path / "small.pack"
+    with pytest.raises(InputError, match=r"at least 19x19.*larger (images|ones)$"):
+        Trainer(TINY, photos, tmp_path / "run", validation=source)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training import photos, small
+from training import photos, read_log, small
 
 from srgan_fast import weights
 from srgan_fast.train import checkpoint
-from srgan_fast.train.log import read_log
 from srgan_fast.train.store import Folder, write_pack
 
 __all__ = ["photos", "small"]
@@ -87,6 +86,8 @@ def test_slices_of_a_run(run: Run, photos: Path, tmp_path: Path) -> None:
         (("--content", "squeezenet"), 2, "got no file; give one as --squeezenet-weights"),
         (("--width", "0"), 2, "got 1, 0 and 9; change --blocks or --width"),
         (("--validation", "nowhere"), 2, "nowhere"),
+        (("--vgg-weights", "vgg19.pth"), 2, "expected no --vgg-weights, for the content loss is mse"),
+        (("--squeezenet-weights", "s.pt", "--content", "vgg22"), 2, "for the content loss is vgg22"),
         (("--preset", "paper-srgan-mse"), 2, "--init"),
     ],
 )
@@ -198,7 +199,7 @@ class Job:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_ends_with_130(photos: Path, tmp_path: Path, number: int) -> None:
     job = Job(photos, tmp_path, "--steps", 100_000, "--save-every", 100_000)
     job.wait_for(0)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tracemalloc
 import types
+from array import array
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from training import TINY, photos, small
+from training import TINY, photos, read_log, small
 
 from srgan_fast.cli.progress import Progress
 from srgan_fast.errors import OutputError, UsageError
 from srgan_fast.train import board
 from srgan_fast.train import report as report_module
-from srgan_fast.train.log import RunLog, read_log
+from srgan_fast.train.log import RunLog, read_events, read_steps
+from srgan_fast.train.report import Course, Curve
 from srgan_fast.train.trainer import Trainer
 
 __all__ = ["photos", "small"]
@@ -133,11 +136,28 @@ def line(**values: Any) -> str:
 def test_a_log_tells_which_steps_count(tmp_path: Path) -> None:
     """Lines of steps that were undone stay, and an event says from where the run went on."""
     text = line(event="start", step=0) + "".join(line(step=step, content=1.0) for step in range(1, 6))
-    text += line(event="rollback", step=2, salt=1) + line(step=3, content=2.0) + '{"step": 4, "cont'
-    (tmp_path / "train.jsonl").write_text(text)
+    text += line(event="rollback", step=2, salt=1) + line(step=3, content=2.0) + line(event="statistics", step=3)
+    text += line(event="resume", step=3) + line(step=4, content=2.0) + line(event="rollback", step=1)
+    (tmp_path / "train.jsonl").write_text(text + line(step=2, content=3.0) + '{"step": 3, "cont')
     steps, events = read_log(tmp_path)
-    assert [(record["step"], record["content"]) for record in steps] == [(1, 1.0), (2, 1.0), (3, 2.0)]
-    assert [event["event"] for event in events] == ["start", "rollback"]
+    assert [(record["step"], record["content"]) for record in steps] == [(1, 1.0), (2, 3.0)]
+    assert [event["event"] for event in events] == ["start", "rollback", "statistics", "resume", "rollback"]
+
+
+def test_the_log_of_a_long_run_is_never_held(tmp_path: Path) -> None:
+    """Of its 20,000 steps the curves are kept, as plain numbers."""
+    told = {"content": 0.25, "generator_norm": 1.0, "learning_rate": 1e-4, "loader_s": 0.25, "step_s": 0.75}
+    with (tmp_path / "train.jsonl").open("w") as file:
+        file.writelines(line(step=step, **told) for step in range(1, 20_001))
+    tracemalloc.start()
+    try:
+        course = Course(*(read(tmp_path) for read in (read_steps, read_events)))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 20_000 * 60
+    assert report_module.rates(course, 16) == {"images_per_s": 16.0, "loader_share": 0.25}
+    assert (course.curves["content"].steps[-1], list(course.curves)) == (20_000, ["content"])
 
 
 @pytest.mark.parametrize(("position", "kept"), [(5, 8), (4, 7), (3, 6), (2, 5), (6, 8)])
@@ -191,7 +211,7 @@ def test_the_report_has_the_curve_and_the_numbers(
 def test_any_run_can_be_drawn(tmp_path: Path, values: list[float | None]) -> None:
     steps = [{"step": step, "content": value} for step, value in enumerate(values, 1)]
     events = [{"event": "start", "step": 0}, {"event": "rollback", "step": 2}]
-    DRAW(steps, events, tmp_path / "report.png")
+    DRAW(Course([step | {"loader_s": 0.0, "step_s": 0.0} for step in steps], events), tmp_path / "report.png")
     with Image.open(tmp_path / "report.png") as picture:
         assert picture.width == 880
 
@@ -207,11 +227,11 @@ def test_a_report_without_matplotlib(
 
 
 def test_a_long_curve_is_thinned_by_means() -> None:
-    steps, values = report_module.thinned([(step, float(step % 2)) for step in range(1, 1601)])
-    assert len(steps) == 800
+    steps = array("q", range(1, 1601))
+    where, values = report_module.thinned(Curve(steps, array("d", (step % 2 for step in steps))))
+    assert len(where) == 800
     assert set(values) == {0.5}
-    assert steps[:2] == [1.5, 3.5]
-    assert report_module.thinned([(1, None), (2, 3.0)]) == ([2], [3.0])
+    assert where[:2] == [1.5, 3.5]
 
 
 def test_progress_has_the_time_that_is_left() -> None:

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training import TINY, photos, small, start_of
+from training import TINY, photos, read_log, small, start_of
 
 from srgan_fast import weights
 from srgan_fast.errors import CheckpointError, Interrupted, OutputError, UsageError
+from srgan_fast.model import Generator
 from srgan_fast.train import checkpoint
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS, TrainConfig
 from srgan_fast.train.graph_step import make_step
-from srgan_fast.train.log import read_log
 from srgan_fast.train.trainer import Trainer
 
 __all__ = ["photos", "small"]
@@ -122,7 +122,7 @@ def test_another_run_cannot_be_resumed(photos: Path, tmp_path: Path, caplog: pyt
         Trainer(dataclasses.replace(TINY, batch=1), photos, out, resume=True)
     torch.set_num_threads(2)
     Trainer(TINY, photos, out, resume=True)
-    assert "equal in value, not in bits" in caplog.text
+    assert "equal in value, not in bits: resumed with a difference in threads (1 before, 2 now)" in caplog.text
 
 
 def test_the_terms_are_those_of_the_first_start(photos: Path, tmp_path: Path) -> None:
@@ -167,6 +167,20 @@ def test_a_second_ctrl_c_stops_at_once_and_sigterm_never_does(photos: Path, tmp_
     with pytest.raises(KeyboardInterrupt):
         Trainer(TINY, photos, tmp_path / "two").run(twice)
     assert Trainer(TINY, photos, tmp_path / "two", resume=True).position == 0  # there is always one
+
+
+def test_the_end_of_a_terminal_saves_but_not_under_nohup(photos: Path, tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        ignored = Trainer(dataclasses.replace(TINY, steps=3), photos, tmp_path / "nohup")
+        assert ignored.run(stopping(2, signal.SIGHUP)) is not None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Interrupted, match="after step 2"):
+            Trainer(TINY, photos, tmp_path / "run").run(stopping(2, signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert Trainer(TINY, photos, tmp_path / "run", resume=True).position == 2
 
 
 def test_a_time_limit_cuts_a_run_into_slices(photos: Path, tmp_path: Path) -> None:
@@ -244,6 +258,28 @@ def test_a_run_that_is_past_its_end_is_not_said_to_be_trained(photos: Path, tmp_
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("norm", ["batch", "none"])
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_finished_run_keeps_its_scores_without_validation_images(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: str, settled: bool
+) -> None:
+    """And the batch statistics that were chosen by them."""
+    if not settled:  # those anew are worse on the images
+        monkeypatch.setattr(trainer_module, "reestimated", lambda network, _: Generator(network.config).eval())
+    config = dataclasses.replace(TINY, steps=2, generator=dataclasses.replace(TINY.generator, norm=norm))
+    path = Trainer(config, photos, tmp_path, validation=photos).run()
+    first = weights.load(path).info
+    assert first.recipe["val_psnr_db"] > 0
+    for _ in range(2):
+        again = Trainer(config, photos, tmp_path, resume=True)
+        again.run()
+        found = weights.load(path).info
+        assert (found.digest, found.recipe) == (first.digest, first.recipe)
+        assert again.summary["scores"].keys() == {"val_psnr_db", "val_ssim"}
+    longer = dataclasses.replace(config, steps=3)
+    assert "val_psnr_db" not in weights.load(Trainer(longer, photos, tmp_path, resume=True).run()).info.recipe
+
+
 def test_a_launcher_that_starts_again_resumes(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gives the command of the first start, without --resume, and says so in the environment."""
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
@@ -263,7 +299,7 @@ def test_what_may_change_when_a_run_goes_on(photos: Path, tmp_path: Path, caplog
     assert "learning_rate is 1e-05 instead of 0.0001" in caplog.text
     assert "clip is 0.1 instead of 0.0" in caplog.text
     wider = dataclasses.replace(TINY, seed=1, generator=dataclasses.replace(TINY.generator, width=8))
-    with pytest.raises(CheckpointError, match=r"another width \(4 before, 8 now\), seed \(0 before, 1 now\);"):
+    with pytest.raises(CheckpointError, match=r"differs in width \(4 before, 8 now\), seed \(0 before, 1 now\);"):
         Trainer(wider, photos, tmp_path, resume=True)
 
 
@@ -289,15 +325,17 @@ def test_conditions_that_differ_are_named(
 @pytest.mark.parametrize(
     ("was", "asked", "got"),
     [
-        ({"device": "cpu", "step": "eager", "kernels": False}, ("auto", "auto"), ("eager", "off")),
-        ({"device": "cpu", "step": "eager", "kernels": False}, ("auto", "on"), ("eager", "on")),
-        ({"device": "H100", "step": "graph", "kernels": True}, ("auto", "auto"), ("auto", "auto")),
+        ({"device": "cpu", "step": "eager", "kernels": False}, ("auto", "auto"), ("eager", "off", True)),
+        ({"device": "cpu", "step": "eager", "kernels": False}, ("auto", "on"), ("eager", "on", False)),
+        ({"device": "cpu", "step": "graph", "kernels": True}, ("auto", "auto"), ("auto", "on", True)),
+        ({"device": "cpu", "step": "graph", "kernels": True}, ("graph", "auto"), ("graph", "on", False)),
+        ({"device": "H100", "step": "graph", "kernels": True}, ("auto", "auto"), ("auto", "auto", True)),
     ],
 )
 def test_auto_means_what_it_meant_before(
     was: dict[str, Any],
     asked: tuple[str, str],
-    got: tuple[str, str],
+    got: tuple[str, str, bool],
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -306,10 +344,10 @@ def test_auto_means_what_it_meant_before(
     newest = checkpoint.newest(tmp_path)
     assert newest is not None
     checkpoint.save(tmp_path, dataclasses.replace(newest, conditions=newest.conditions | was))
-    seen: list[tuple[str, str]] = []
+    seen: list[tuple[str, str, bool]] = []
 
     def chosen(kind: str, kernels: str, *arguments: Any, **options: Any) -> Any:
-        seen.append((kind, kernels))
+        seen.append((kind, kernels, options["fall_back"]))
         return make_step("eager", "off", *arguments, **options)
 
     monkeypatch.setattr(trainer_module, "make_step", chosen)

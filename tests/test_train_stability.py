@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 from ranks import together
-from training import TINY, photos, small
+from training import TINY, photos, read_log, small
 
 from srgan_fast import weights
 from srgan_fast.errors import TrainingError
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.train import checkpoint
 from srgan_fast.train.distributed import World
-from srgan_fast.train.log import read_log
 from srgan_fast.train.statistics import reestimated
 from srgan_fast.train.trainer import Trainer
 

@@ -56,9 +56,11 @@ def test_a_step_that_the_run_does_not_have(step: int) -> None:
         step_of(EagerStep, TINY)(*batch(0), step)
 
 
-def test_auto_precision_depends_on_the_device() -> None:
+def test_auto_precision_depends_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert bf16_pays("auto", cuda)
+    for capability, pays in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda _, found=capability: found)
+        assert bf16_pays("auto", cuda) == pays
     assert bf16_pays("auto", cpu) == torch.cpu._is_amx_tile_supported()
     for device in (cpu, cuda):
         assert bf16_pays("bf16", device)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import TINY, photos, small
+from training import TINY, photos, read_log, small
 
 from srgan_fast import weights
-from srgan_fast.train.log import read_log
 from srgan_fast.train.meter import Meter
 from srgan_fast.train.trainer import Trainer
 

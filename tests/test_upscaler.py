@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from srgan_fast import Upscaler, weights
 from srgan_fast.backends.eager import quantise
 from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.tiling import tiles
+from srgan_fast.tiling import Footprint, plan, tiles
 
 
 def tiny_model(folder: Any, **config: Any) -> weights.Model:
@@ -75,8 +76,8 @@ def test_tiled_equals_untiled(
     wide: weights.Model, precision: str, height: int, width: int, tile: int, seed: int
 ) -> None:
     lr = torch.from_numpy(frame(height, width, seed)).permute(2, 0, 1).float() / 255
-    whole = Upscaler(wide, precision=precision, device="cpu")(lr, layout="CHW")
-    cut = Upscaler(wide, precision=precision, device="cpu", tile=tile)
+    whole = Upscaler(wide, backend="eager", precision=precision, device="cpu")(lr, layout="CHW")
+    cut = Upscaler(wide, backend="eager", precision=precision, device="cpu", tile=tile)
     windows = [each.read for each in tiles(height, width, tile, cut._backend.footprint.radius or 0)]
     smallest = min((y1 - y0) * (x1 - x0) for y0, y1, x0, x1 in windows)
     exact = precision == "bf16" or smallest * 64 > ONEDNN_INPUTS
@@ -86,7 +87,7 @@ def test_tiled_equals_untiled(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [(1, 1), (5, 33), (61, 47), (23, 90)])
 def test_bands_equal_the_whole(wide: weights.Model, precision: str, shape: tuple[int, int]) -> None:
-    upscaler = Upscaler(wide, precision=precision, device="cpu")
+    upscaler = Upscaler(wide, backend="eager", precision=precision, device="cpu")
     lr = torch.rand(1, *shape, 3)
     outs = []
     for band in (1000, 16, 7, 1):
@@ -112,6 +113,39 @@ def test_tiles_cover_once(height: int, width: int, size: int, halo: int) -> None
         assert x0 == max(0, left - halo)
         assert x1 == min(width, right + halo)
     assert (seen == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    rows=st.integers(36, 120),
+    columns=st.integers(36, 120),
+    pixels=st.integers(36 * 36, 8000),
+)
+def test_windows_keep_to_what_a_backend_takes(height: int, width: int, rows: int, columns: int, pixels: int) -> None:
+    cost = Footprint(1.0, 0.0, 0.0, radius=10, tail_radius=0, pixels=pixels, most=(1, rows, columns))
+    cut = plan(cost, height, width, tile=None, budget_bytes=None)
+    if height <= rows and width <= columns and height * width <= pixels:
+        assert cut.tile is None
+        return
+    assert cut.tile is not None
+    for tile in tiles(height, width, cut.tile, 10):
+        top, bottom, left, right = tile.read
+        assert bottom - top <= rows
+        assert right - left <= columns
+        assert (bottom - top) * (right - left) <= pixels
+
+
+def test_what_a_backend_takes_at_no_size_is_said() -> None:
+    cost = Footprint(1.0, 0.0, 0.0, radius=10, tail_radius=0, most=(1, 30, 40))
+    assert plan(cost, 30, 40, tile=None, budget_bytes=None).tile is None
+    with pytest.raises(BackendUnavailable, match="smallest tile is 34x31"):
+        plan(cost, 31, 40, tile=None, budget_bytes=None)
+    with pytest.raises(UsageError, match=r"one of 20 is 38x39 pixels.*leave --tile out"):
+        plan(cost, 39, 90, tile=20, budget_bytes=None)
+    with pytest.raises(BackendUnavailable, match="cannot be tiled, and 41x30"):
+        plan(replace(cost, radius=None), 30, 41, tile=None, budget_bytes=None)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
@@ -198,6 +232,15 @@ def test_instance_norm_is_never_tiled(tmp_path: Any) -> None:
     with pytest.raises(UsageError, match="whole frame"):
         upscaler(frame(20, 20))
     assert upscaler(frame(8, 8)).shape == (32, 32, 3)
+
+
+def test_instance_norm_is_banded_with_a_halo(tmp_path: Any) -> None:
+    """It is the trunk that looks at the whole frame, and that is not cut: the tail's context is the same as ever."""
+    backend = Upscaler(tiny_model(tmp_path, norm="instance"), backend="eager", device="cpu")._backend
+    lr, (whole, banded) = torch.rand(1, 20, 9, 3), (torch.empty(1, 80, 36, 3) for _ in range(2))
+    backend.run(lr, whole, 20)
+    backend.run(lr, banded, 6)
+    assert equal(banded, whole, exact=False)
 
 
 @pytest.mark.parametrize("scale", [2, 8])

@@ -13,7 +13,9 @@ from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.weights import Model
 
-NAMES = ("compile", "onnxruntime", "openvino", "spandrel")
+# Never tuned: on a CPU they run beside everything else, and claims are ratios over them.
+FIXED = ("torch_bf16_folded", "torch_fp32_folded")
+NAMES = ("compile", "spandrel", *FIXED)
 
 # uint8 frames [n, h, w, 3] to uint8 frames, scale times larger, on the same device.
 Upscale = Callable[[Tensor], Tensor]
@@ -50,9 +52,11 @@ def available(name: str) -> Peer:
 
 
 def installed() -> list[str]:
-    """The peers that can run here, torch.compile apart: it takes minutes and is only run where it is asked for."""
+    """The peers that can run here, apart from torch.compile, which takes minutes, and from what runs anyway."""
     found = []
-    for name in NAMES[1:]:
+    for name in NAMES:
+        if name in ("compile", *FIXED):
+            continue
         try:
             available(name)
         except BackendUnavailable:

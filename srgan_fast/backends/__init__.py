@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from srgan_fast.backends import eager, fused
+from srgan_fast.backends import eager, fused, onnx, openvino, tensorrt
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable, UsageError
 
@@ -46,16 +46,23 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class BackendEntry:
-    """How to ask for a backend on a device, and how to make it from a model, a device and a precision."""
+    """How to ask for a backend on a device, and how to make it from a model, a device and a precision.
+
+    `offer` is how `auto` makes one that is not worth it for every model: it says why not.
+    """
 
     probe: Callable[[str], Ok | Unavailable]
     create: Callable[[Model, str, str], Backend]
+    offer: Callable[[Model, str, str], Backend | Unavailable] | None = None
 
 
 # In the order in which `auto` tries them.
 BACKENDS: dict[str, BackendEntry] = {
+    "tensorrt": BackendEntry(tensorrt.probe, tensorrt.TensorRTBackend, tensorrt.offer),
     "fused": BackendEntry(fused.probe, fused.FusedBackend),
+    "openvino": BackendEntry(openvino.probe, openvino.OpenVINOBackend),
     "eager": BackendEntry(eager.probe, eager.EagerBackend),
+    "onnx": BackendEntry(onnx.probe, onnx.ONNXBackend),
 }
 
 
@@ -79,10 +86,13 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
             reasons.append(f"not {candidate}: {answer.reason}")
             continue
         try:
-            backend = entry.create(model, device, precision)
+            backend = (entry.offer or entry.create)(model, device, precision)
         except BackendUnavailable as error:
             refused.append(str(error))
             reasons.append(f"not {candidate}: {error}")
+            continue
+        if isinstance(backend, Unavailable):
+            reasons.append(f"not {candidate}: {backend.reason}")
             continue
         # They run on this machine, but not this network on this device, or not rightly: worth a word to the user.
         for text in refused:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from srgan_fast import graph
-from srgan_fast.backends.eager import EagerBackend, quantise
+from srgan_fast.backends import selfcheck
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.backends.program import Call, Program, Unsupported, bind, place, run_all, walk
 from srgan_fast.errors import BackendUnavailable, UsageError
 from srgan_fast.kernels import hopper, launch, only, why_not_triton
 from srgan_fast.kernels.driver import DriverError
 from srgan_fast.kernels.launch import MOST_ELEMENTS
-from srgan_fast.kernels.parity import Agreement, agree
+from srgan_fast.kernels.parity import Agreement
 from srgan_fast.model import receptive_radius
 from srgan_fast.rewrite import folded, without_last_shuffle
 from srgan_fast.tiling import Footprint
@@ -35,10 +35,6 @@ from srgan_fast.weights import Model
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
 # Tiles of one frame come in up to nine sizes: at its corners, its sides, inside.
 _MOST_GRAPHS = 16
-# Odd, and larger than a tile of the kernels both ways, with pixels left over.
-_CHECK_SIZE = (21, 35)
-# Of the pixels of that check, how many may round the other way.
-_OFF_SHARE = 0.02
 
 
 def probe(device: str) -> Ok | Unavailable:
@@ -150,49 +146,27 @@ class FusedBackend:
     def _self_check(self, model: Model) -> tuple[Agreement, ...]:
         """Hold this device's kernels against eager float32: with the tiles of a large frame, and of a small one.
 
-        Two frames at once, over memory full of NaN: what one step leaves unwritten, or takes from the wrong frame,
-        reaches the picture. Then the same pixels as uint8, which must be the floats rounded.
+        Over memory full of NaN: what one step leaves unwritten reaches the picture.
         """
-        height, width = _CHECK_SIZE
-        frames = _check_frames(height, width).to(self.device)
-        shape = (len(frames), height * self.info.scale, width * self.info.scale, 3)
-        want = torch.empty(shape, device=self.device)
-        EagerBackend(model, str(self.device), "fp32").run(frames, want, band=height)
+        frames = selfcheck.check_frames(*selfcheck.CHECK_SIZE).to(self.device)
+        want = selfcheck.wanted(model, frames)
         # By each way that there is: which one is faster for frames of some size shows only with those.
         ways = ("triton",) if hopper.why_not(self.device) else ("sm90", "triton")
         outcomes: list[Agreement] = []
         for way, (tiles, processors) in itertools.product(ways, (("large", 1), ("small", 1 << 30))):
             with only(way), launch.pretend(processors):
-                outcome, said = self._compared(frames, want)
+                self._poison(frames)
+                outcome, said = selfcheck.compared(self, frames, want, one_arithmetic=True)
             self._ready.clear()  # the next ones are captured with other tiles
             if not said:
                 outcomes.append(outcome)
                 continue
-            said = f"disagrees with eager on this device ({way}, {tiles} tiles, {self.precision}: {said})"
+            said = f"{way}, {tiles} tiles, {self.precision}: {said}"
             if way == ways[-1]:
-                raise BackendUnavailable(f"backend fused {said}; take eager, and report it: srgan-fast check --report")
-            hopper.complain(self.device, f"{model.info.name} {said}")
+                raise BackendUnavailable(selfcheck.refusal(self.name, said))
+            hopper.complain(self.device, f"{model.info.name} disagrees with eager on this device ({said})")
             self._only = ways[-1]
         return tuple(outcomes)
-
-    def _compared(self, frames: Tensor, want: Tensor) -> tuple[Agreement, str]:
-        """How this backend's result agrees with `want`, and what is wrong with it, or an empty text."""
-        self._poison(frames)
-        got = self._result(frames, want.shape, torch.float32)
-        outcome = agree(got, want, self.precision)
-        if not outcome.passed:
-            return outcome, str(outcome)
-        pixels = self._result((frames * 255).round().to(torch.uint8), want.shape, torch.uint8)
-        # A reduced precision may put a value on the other side of a rounding edge, but not many.
-        off = (pixels.int() - quantise(got, torch.uint8).int()).abs()
-        if off.max() > 1 or (off > 0).float().mean() > _OFF_SHARE:
-            return outcome, "its uint8 pixels are not its floats rounded"
-        return outcome, ""
-
-    def _result(self, frames: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        out = torch.empty(shape, dtype=dtype, device=self.device)
-        self.run(frames, out, band=frames.shape[1])
-        return out
 
     def _poison(self, frames: Tensor) -> None:
         """Fill the memory that a run of these frames will use with NaN."""
@@ -200,14 +174,3 @@ class FusedBackend:
         with torch.inference_mode(), self._on_stream():
             self.bound(n, height, width, frames.dtype)
             self._memory.fill_(0xFF)
-
-
-def _check_frames(height: int, width: int) -> Tensor:
-    """Two float frames with edges, slopes and noise, from black to white, on the levels of uint8."""
-    generator = torch.Generator().manual_seed(0)
-    rows, columns = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
-    smooth = torch.stack([rows, columns, (rows * columns).sqrt()], -1)
-    noise = torch.rand(2, height, width, 3, generator=generator)
-    edges = ((rows * 5).floor() + (columns * 7).floor()).remainder(2)[..., None].expand(-1, -1, 3)
-    both = torch.stack([0.5 * smooth + 0.25 * edges, 0.5 * (1 - smooth) + 0.25 * (1 - edges)]) + 0.25 * noise
-    return (both.clamp(0, 1) * 255).round() / 255

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, pack, train, upscale
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, export, pack, train, trt, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
@@ -43,9 +43,11 @@ app.command()(train.train)
 app.command()(pack.pack)
 app.command()(convert.convert)
 app.command()(calibrate.calibrate)
+app.command()(export.export)
 app.command()(check.check)
 app.command()(bench.bench)
 app.add_typer(data.app, name="data")
+app.add_typer(trt.app, name="trt")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
 
 _SUITES = ("kernel", "frame", "train", "memory")
@@ -73,9 +74,7 @@ def bench(
         bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
     ] = False,
     compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
-    peers: Annotated[
-        bool, typer.Option("--peers", help="frame: onnxruntime, OpenVINO and spandrel too, where installed.")
-    ] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="frame: spandrel too, where it is installed.")] = False,
     hr: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="precision: original images.", readable=False)
     ] = None,
@@ -191,15 +190,7 @@ def _sizes(size: str | None) -> list[tuple[int, int]]:
         from srgan_fast.bench.frame import SIZES
 
         return list(SIZES)
-    found = []
-    for one in size.split(","):
-        match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", one.strip())
-        if not match:
-            raise UsageError(
-                f"expected --size like 128x128 or 64x64,480x270, got {one!r}; give width x height in LR pixels"
-            )
-        found.append((int(match[1]), int(match[2])))
-    return found
+    return [parse_size("--size", one) for one in size.split(",")]
 
 
 def _crops(size: str | None) -> list[str]:

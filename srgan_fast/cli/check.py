@@ -16,6 +16,15 @@ from srgan_fast.errors import ParityError
 # The kernel's names of what decides the speed of a convolution here.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
+# What those do that need not be there.
+_OPTIONAL = {
+    "triton": "GPU kernels need it",
+    "onnx": "exports and what runs them need it",
+    "onnxruntime": "the backend onnx needs it",
+    "openvino": "the backend of that name needs it",
+    "tensorrt": "the backend of that name needs it",
+}
+
 
 def check(
     report: Annotated[
@@ -29,11 +38,11 @@ def check(
     from srgan_fast.backends.probe import Ok
 
     print(f"srgan-fast {__version__}, Python {platform.python_version()}, {platform.platform()}")
-    for package in ("torch", "triton", "av", "numpy", "pillow"):
+    for package in ("torch", "triton", "onnx", "onnxruntime", "openvino", "tensorrt", "av", "numpy", "pillow"):
         try:
             print(f"{package} {version(package)}")
         except PackageNotFoundError:
-            print(f"{package} not installed" + ("; only GPU kernels need it" if package == "triton" else ""))
+            print(f"{package} not installed" + (f"; only {_OPTIONAL[package]}" if package in _OPTIONAL else ""))
     features = _cpu_features() or torch.backends.cpu.get_cpu_capability()
     amx = "yes" if torch.cpu._is_amx_tile_supported() else "no"
     print(f"CPU: {features}; {torch.get_num_threads()} threads; AMX {amx}, so --precision auto is", end=" ")
@@ -52,7 +61,7 @@ def check(
     for line in _kernels():
         print(line)
     failed = [name for device in _devices() for name, passed in _parity(device) if not passed]
-    failed += [name for name, passed in _fused_parity() if not passed]
+    failed += [name for name, passed in (*_exported_parity(), *_fused_parity(), *_tensorrt_parity()) if not passed]
     if report:
         failed += [name for name, passed in _op_parity() if not passed]
     if failed:
@@ -130,7 +139,7 @@ def _parity(device: str) -> list[tuple[str, bool]]:
         report = compare(whole.permute(0, 3, 1, 2).cpu(), plain, truth, dtype, floor=floor)
         print(f"parity eager {precision} on {device}: {report}")
         outcomes.append((f"eager {precision} on {device}", report.passed))
-        tiled = Upscaler(model, device=device, precision=precision, tile=tile)(frame, layout="NHWC")
+        tiled = Upscaler(model, backend="eager", device=device, precision=precision, tile=tile)(frame, layout="NHWC")
         for cut, result in (("banded", banded), ("tiled", tiled)):
             # 0, or 1e-5 where the shape of a piece selects another convolution in the library. On a GPU that is the
             # rule, and in bf16 another convolution rounds otherwise as often as plain PyTorch does.
@@ -142,6 +151,31 @@ def _parity(device: str) -> list[tuple[str, bool]]:
                 f" {difference:.2e} (allowed {allowed:.2e})"
             )
             outcomes.append((f"{cut} {precision} on {device}", passed))
+    return outcomes
+
+
+def _exported_parity() -> list[tuple[str, bool]]:
+    """Print and return, for each backend and precision that runs the exported graph on a CPU, whether it passes."""
+    from srgan_fast.backends import onnx, openvino
+    from srgan_fast.backends.probe import Unavailable
+    from srgan_fast.backends.selfcheck import Disagrees
+    from srgan_fast.errors import BackendUnavailable
+    from srgan_fast.weights import load
+
+    ways = [(openvino.probe, openvino.OpenVINOBackend, precision) for precision in ("fp32", "bf16")]
+    outcomes = []
+    for probe, create, precision in (*ways, (onnx.probe, onnx.ONNXBackend, "fp32")):
+        if isinstance(probe("cpu"), Unavailable):
+            continue
+        try:
+            backend = create(load("srresnet_x4"), "cpu", precision)
+            said, passed = "; ".join(map(str, backend.check)), True
+        except BackendUnavailable as error:
+            # What this CPU or this build of a library does not have is no fault.
+            passed = not isinstance(error, Disagrees)
+            said = f"not available: {error}" if passed else f"FAIL: {error}"
+        print(f"parity {create.name} {precision} on cpu: {said}")
+        outcomes.append((f"{create.name} {precision}", passed))
     return outcomes
 
 
@@ -164,6 +198,34 @@ def _fused_parity() -> list[tuple[str, bool]]:
         except BackendUnavailable as error:
             print(f"parity fused {precision} on {device}: FAIL: {error}")
             outcomes.append((f"fused {precision}", False))
+    return outcomes
+
+
+def _tensorrt_parity() -> list[tuple[str, bool]]:
+    """Print and return, for each precision in which engines for this GPU are kept, whether they pass the self-check."""
+    from srgan_fast.backends import tensorrt
+    from srgan_fast.backends.probe import Unavailable
+    from srgan_fast.errors import BackendUnavailable
+    from srgan_fast.tensorrt import engines
+    from srgan_fast.weights import load
+
+    device = _devices()[-1]
+    if isinstance(tensorrt.probe(device), Unavailable):
+        return []
+    model, outcomes = load("srresnet_x4"), []
+    for precision in tensorrt.PRECISIONS:
+        pair = engines.find(model, precision, device)
+        if isinstance(pair, engines.Missing):
+            print(f"parity tensorrt {precision} on {device}: not known: {pair.reason}; {pair.fix}")
+            continue
+        try:
+            said = [str(outcome) for outcome in tensorrt.TensorRTBackend(model, device, precision, pair=pair).check]
+            by_auto = "taken by auto" if pair.entry.why_not_auto is None else f"not by auto: {pair.entry.why_not_auto}"
+            print(f"parity tensorrt {precision} on {device}: {'; '.join(said)}; {by_auto}")
+            outcomes.append((f"tensorrt {precision}", True))
+        except BackendUnavailable as error:
+            print(f"parity tensorrt {precision} on {device}: FAIL: {error}")
+            outcomes.append((f"tensorrt {precision}", False))
     return outcomes
 
 

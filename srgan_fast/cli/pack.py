@@ -108,7 +108,7 @@ def _images(source: Path, pairs: bool, scale: int, smallest: int) -> Folder | Pa
     if not pairs and whole:
         print(f"pairs: {source} holds train/high and train/low")
     if not (pairs or whole):
-        return Folder(source, smallest)
+        return Folder(source, smallest, "--smallest")
     if whole and (source / "val").is_dir():
         print(f"{source / 'val'} is not packed: give it to training as --validation, or pack it by itself")
-    return Pairs(source / "train" if whole else source, scale, smallest)
+    return Pairs(source / "train" if whole else source, scale, smallest, "--smallest")

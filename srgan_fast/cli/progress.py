@@ -1,4 +1,4 @@
-"""The progress of a run: a bar on a terminal, a line now and then elsewhere."""
+"""The progress of a training run, and of the phases of a build: bars on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 # Seconds between two lines where there is no terminal: a log of a night has some hundreds.
@@ -98,6 +98,57 @@ class VideoProgress(_Shown):
                 f"{slowest} is busy {share:.0%} of the time",
             ]
         )
+
+
+class Phases:
+    """Phases of a long work, one inside another: a bar for each on a terminal, elsewhere a line for each outermost one.
+
+    Told by any thread; see `srgan_fast.tensorrt.build.Progress`.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Bar(*columns, console=console, transient=True)
+        self._live = console.is_terminal
+        self._tasks: dict[str, TaskID] = {}
+        self._said: TaskID | None = None
+
+    def __enter__(self) -> Phases:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def say(self, what: str) -> None:
+        """Show what is done next, of which nobody knows the steps."""
+        if not self._live:
+            print(what, file=sys.stderr, flush=True)
+            return
+        if self._said is not None:
+            self._bars.remove_task(self._said)
+        self._said = self._bars.add_task(what, total=None)
+
+    def phase(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins, inside of another one or by itself."""
+        if self._live:
+            self._tasks[name] = self._bars.add_task(f"  {name}" if parent else name, total=steps)
+        elif parent is None:
+            print(name, file=sys.stderr, flush=True)
+
+    def step(self, name: str, i: int) -> bool:
+        """Step i of a phase is done; it always goes on."""
+        if name in self._tasks:
+            self._bars.update(self._tasks[name], completed=i + 1)
+        return True
+
+    def done(self, name: str) -> None:
+        """A phase is over."""
+        if name in self._tasks:
+            self._bars.remove_task(self._tasks.pop(name))
 
 
 def _clock_time(seconds: float) -> str:

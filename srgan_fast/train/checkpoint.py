@@ -114,7 +114,7 @@ def check(found: Checkpoint, config: TrainConfig) -> None:
     if other:
         said = ", ".join(_change(key, was[key], now[key]) for key in other)
         raise CheckpointError(
-            f"the checkpoint of step {found.step} is of a run with another {said}; give what that run had,"
+            f"the checkpoint of step {found.step} is of a run that differs in {said}; give what that run had,"
             " or start a new folder"
         )
     if config.steps < found.step:
@@ -129,7 +129,7 @@ def check(found: Checkpoint, config: TrainConfig) -> None:
 
 
 def differences(found: Checkpoint, now: Mapping[str, Any]) -> str:
-    """What a resumed run has another of than the run before; empty where it goes on bit for bit."""
+    """In what a resumed run differs from the run before; empty where it goes on bit for bit."""
     was = found.conditions
     keys = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
     return ", ".join(f"{key} ({was.get(key, 'unknown')} before, {now.get(key, 'none')} now)" for key in keys)

@@ -318,8 +318,11 @@ def make_step(
     *,
     device: torch.device | str | None = None,
     world: World = ALONE,
+    fall_back: bool | None = None,
 ) -> EagerStep:
     """The step of a run; `auto` is a graph on a GPU and EagerStep elsewhere, with kernels where a graph is faster so.
+
+    `fall_back` says whether a graph that cannot be becomes EagerStep; None: unless graph or kernels are asked for here.
 
     Raises:  BackendUnavailable for what was asked for by name and cannot be here; UsageError for a name that is none
     """
@@ -350,7 +353,7 @@ def make_step(
         device=where,
         world=world,
         kernels=None if kernels == "auto" and missing is None else kernels == "on",
-        fall_back=kind == "auto" and kernels != "on",
+        fall_back=kind == "auto" and kernels != "on" if fall_back is None else fall_back,
     )
 
 

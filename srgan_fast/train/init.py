@@ -42,14 +42,14 @@ def initial_generator(
         generator = normalised(network, config.generator, batches)
     else:
         raise UsageError(
-            f"expected --init to be a generator of the run, got one with another {_another(network, config.generator)};"
-            " give such weights, or the options that they were trained with"
+            "expected --init to be a generator of the run, got one that differs in"
+            f" {_difference(network, config.generator)}; give such weights, or the options that they were trained with"
         )
     return generator, {"name": model.info.name, "digest": model.info.digest}
 
 
-def _another(network: nn.Module, wanted: GeneratorConfig) -> str:
-    """What a network has another of, there and in the run."""
+def _difference(network: nn.Module, wanted: GeneratorConfig) -> str:
+    """In what a network differs from that of the run."""
     if not isinstance(network, Generator):
         return f"architecture ({type(network).__name__})"
     there, here = asdict(network.config), asdict(wanted)

@@ -7,7 +7,7 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -78,26 +78,39 @@ class RunLog:
         return OutputError(f"cannot write {self._path}: {error.strerror}; {cure}")
 
 
-def read_log(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The steps that count, in their order, and the events; a line cut short by a crash is left out.
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The events of a run, in their order.
 
     Raises:  OSError, of the system
     """
-    steps: list[dict[str, Any]] = []
-    events: list[dict[str, Any]] = []
+    return [event for _, event in _events(folder)]
+
+
+def read_steps(folder: Path) -> Iterator[dict[str, Any]]:
+    """The steps that count, in their order, one by one; a line cut short by a crash is left out.
+
+    Cost:    the log is read twice, and never held
+    Raises:  OSError, of the system
+    """
+    # Where each event stands, and the earliest step that it or one after it goes back to; the next one last.
+    limits: list[tuple[int, float]] = []
+    for number, event in reversed(_events(folder)):
+        limits.append((number, min(event.get("step", math.inf), limits[-1][1] if limits else math.inf)))
     with (folder / NAME).open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file):
+            while limits and limits[-1][0] < number:
+                limits.pop()
             record = _parsed(line)
-            if record is None:
-                continue
-            if "event" not in record:
-                steps.append(record)
-                continue
-            events.append(record)
-            if "step" in record:
-                while steps and steps[-1]["step"] > record["step"]:
-                    steps.pop()
-    return steps, events
+            if record is not None and "event" not in record and (not limits or record["step"] <= limits[-1][1]):
+                yield record
+
+
+def _events(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Events with the numbers of their lines."""
+    with (folder / NAME).open("rb") as file:
+        # Of a million lines few hold the word, and only those are worth parsing.
+        found = ((number, _parsed(line)) for number, line in enumerate(file) if b'"event"' in line)
+        return [(number, record) for number, record in found if record is not None and "event" in record]
 
 
 def _end_of(path: Path, position: int) -> int:

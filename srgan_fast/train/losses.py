@@ -7,12 +7,15 @@ MSE is the one that PSNR is made of; equations 5 and 6 are followed to the lette
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from srgan_fast.features import Features
+from srgan_fast.errors import UsageError
+from srgan_fast.features import Features, load_squeezenet, load_vgg19
+from srgan_fast.train.config import TrainConfig
 
 # "VGG feature maps were also rescaled by a factor of 1/12.75".
 _VGG_SCALE = 1 / 12.75
@@ -54,3 +57,33 @@ def discriminator(logits_hr: Tensor, logits_sr: Tensor) -> Tensor:
 
 
 Content = Callable[[Tensor, Tensor], Tensor]
+
+
+def features_file(config: TrainConfig, files: Mapping[str, Path | str | None]) -> Path | str | None:
+    """The weights file of the network that the content loss looks through, of those given by the networks' names.
+
+    Raises:  UsageError for a file that the loss does not look at
+    """
+    for network, file in files.items():
+        if file is not None and not config.content.startswith(network):
+            raise UsageError(
+                f"expected no --{network}-weights, for the content loss is {config.content}, got {file};"
+                " leave it out, or give another --content"
+            )
+    return next((file for file in files.values() if file is not None), None)
+
+
+def content_loss(config: TrainConfig, features: Path | None) -> Content:
+    """The content loss of a run, by the weights file of its features.
+
+    Raises:  UsageError, InputError for a file that is missing or another one
+    """
+    if config.content == "mse":
+        return mse
+    network: Features
+    if config.content == "squeezenet":
+        network = load_squeezenet(features)
+    else:
+        layer = {"vgg22": (2, 2), "vgg54": (5, 4)}[config.content]
+        network = load_vgg19(*layer, features, config.vgg_input)
+    return PerceptualLoss(network, config.vgg_reduction, config.pixel_weight)

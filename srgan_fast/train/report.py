@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,63 @@ import torch
 
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError
-from srgan_fast.train.log import read_log
 
 _log = logging.getLogger(__name__)
 # Points that a curve of this width can show.
 _POINTS = 800
+_LOSSES = ("content", "adversarial", "discriminator")
+_SCORES = ("val_psnr_db", "val_ssim")
+
+
+@dataclass
+class Curve:
+    """The finite values of one name in the log and their steps, as plain numbers: a run may have a million."""
+
+    steps: array[int]
+    values: array[float]
+
+
+class Course:
+    """What a report takes from the log of a run, in one pass over it."""
+
+    def __init__(self, steps: Iterable[Mapping[str, Any]], events: Iterable[Mapping[str, Any]]) -> None:
+        self.count = 0
+        self.loader_s = self.step_s = 0.0
+        self.curves: dict[str, Curve] = {}
+        self.rollbacks: list[int] = []
+        self._last: Mapping[str, Any] = {}
+        self._statistics: Mapping[str, Any] = {}
+        for record in steps:
+            self.count, self._last = self.count + 1, record
+            self.loader_s += record["loader_s"]
+            self.step_s += record["step_s"]
+            for name in (*_LOSSES, "val_psnr_db"):
+                if name in record:
+                    curve = self.curves.setdefault(name, Curve(array("q"), array("d")))
+                    if record[name] is not None:  # JSON has no infinity and no NaN
+                        curve.steps.append(record["step"])
+                        curve.values.append(record[name])
+        for event in events:
+            if event["event"] == "rollback":
+                self.rollbacks.append(event["step"])
+            if event["event"] == "statistics":
+                self._statistics = event
+            elif event.get("step", 0) < self._statistics.get("step", 0):
+                self._statistics = {}  # of steps that were undone
+
+    def scores(self, position: int) -> dict[str, float]:
+        """The validation of the weights after step `position` as they were trained, if there was one."""
+        return _scores(self._statistics, position, "_before") or _scores(self._last, position)
+
+    def scores_anew(self, position: int) -> dict[str, float]:
+        """The same with batch statistics estimated anew, as an export of that step has found it."""
+        return _scores(self._statistics, position)
+
+
+def _scores(told: Mapping[str, Any], position: int, suffix: str = "") -> dict[str, float]:
+    if told.get("step") != position:
+        return {}
+    return {name: told[name + suffix] for name in _SCORES if told.get(name + suffix) is not None}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -36,18 +90,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def rates(folder: Path, batch: int) -> dict[str, float]:
-    """Images a second over all steps of a run, and the loader's share of their time.
-
-    Raises:  OSError, of the system
-    """
-    steps, _ = read_log(folder)
-    loader_s, step_s = (sum(line[name] for line in steps) for name in ("loader_s", "step_s"))
-    total_s = loader_s + step_s
-    return {"images_per_s": len(steps) * batch / total_s, "loader_share": loader_s / total_s} if total_s else {}
+def rates(course: Course, batch: int) -> dict[str, float]:
+    """Images a second over all steps of a run, and the loader's share of their time."""
+    total_s = course.loader_s + course.step_s
+    if not total_s:
+        return {}
+    return {"images_per_s": course.count * batch / total_s, "loader_share": course.loader_s / total_s}
 
 
-def write_report(folder: Path, summary: Mapping[str, Any]) -> None:
+def write_report(folder: Path, summary: Mapping[str, Any], course: Course) -> None:
     """Write `report.json`, `report.md`, and `report.png` where matplotlib is installed.
 
     Raises:  OutputError if one cannot be written
@@ -57,7 +108,7 @@ def write_report(folder: Path, summary: Mapping[str, Any]) -> None:
         _log.warning("no curve in the report: it needs matplotlib; pip install 'srgan-fast[train]'")
     try:
         if drawn:
-            draw(*read_log(folder), folder / "report.png")
+            draw(course, folder / "report.png")
         with atomic(folder / "report.json") as file:
             file.write((json.dumps(summary, indent=2) + "\n").encode())
         with atomic(folder / "report.md") as file:
@@ -79,7 +130,7 @@ def page(summary: Mapping[str, Any], *, drawn: bool) -> str:
     return "\n".join(lines)
 
 
-def draw(steps: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(course: Course, path: Path) -> None:
     """Draw each loss and the validation over the steps, with a line where the run was rolled back.
 
     Raises:  OSError, of the system
@@ -87,40 +138,38 @@ def draw(steps: Sequence[Mapping[str, Any]], events: Sequence[Mapping[str, Any]]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    losses = [name for name in ("content", "adversarial", "discriminator") if steps and name in steps[-1]]
-    validated = [line for line in steps if line.get("val_psnr_db") is not None]
-    panels = len(losses) + bool(validated)
+    losses = [name for name in _LOSSES if name in course.curves]
+    validated = course.curves.get("val_psnr_db")
+    panels = len(losses) + (validated is not None)
     figure = Figure(figsize=(8, 0.6 + 2.2 * max(1, panels)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(max(1, panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, name in zip(axes, losses, strict=False):
-        where, values = thinned([(line["step"], line[name]) for line in steps])
+        where, values = thinned(course.curves[name])
         axis.plot(where, values, color="#3b6ea5", linewidth=1)
         axis.set_ylabel(name)
         if min(values, default=0) > 0:
             axis.set_yscale("log")
-    if validated:
-        points = [(line["step"], line["val_psnr_db"]) for line in validated]
-        axes[-1].plot(*zip(*points, strict=True), color="#3b6ea5", marker=".")
+    if validated is not None:
+        axes[-1].plot(validated.steps, validated.values, color="#3b6ea5", marker=".")
         axes[-1].set_ylabel("validation PSNR, dB")
     for axis in axes:
-        for event in events:
-            if event["event"] == "rollback":
-                axis.axvline(event["step"], color="#b5402c", linewidth=0.8)
+        for step in course.rollbacks:
+            axis.axvline(step, color="#b5402c", linewidth=0.8)
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("step")
     with atomic(path) as file:
         figure.savefig(file, format="png", dpi=110, metadata={"Software": None})
 
 
-def thinned(points: Sequence[tuple[int, float | None]]) -> tuple[list[float], list[float]]:
+def thinned(curve: Curve) -> tuple[list[float], list[float]]:
     """Steps and values, as means over equal parts where there are more than a picture can show."""
-    finite = [(step, value) for step, value in points if value is not None]
-    size = -(-len(finite) // _POINTS) or 1
-    parts = [finite[start : start + size] for start in range(0, len(finite), size)]
-    return [sum(step for step, _ in part) / len(part) for part in parts], [
-        sum(value for _, value in part) / len(part) for part in parts
-    ]
+    size = -(-len(curve.steps) // _POINTS) or 1
+    parts = [slice(start, start + size) for start in range(0, len(curve.steps), size)]
+    where, values = (
+        [sum(column[part]) / len(column[part]) for part in parts] for column in (curve.steps, curve.values)
+    )
+    return where, values
 
 
 def _shown(value: Any) -> str:

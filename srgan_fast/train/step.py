@@ -68,10 +68,13 @@ def schedule(config: TrainConfig) -> Tensor:
 
 
 def bf16_pays(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: as asked, or for `auto` on a GPU and on a CPU with AMX."""
-    if precision == "auto":
-        return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
-    return precision == "bf16"
+    """Whether to compute in bfloat16: as asked, or for `auto` on a GPU since sm_80 and on a CPU with AMX."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        # Older tensor cores have no bfloat16: it would be emulated there.
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported()
 
 
 class EagerStep:

@@ -126,17 +126,19 @@ class _Memory:
 class Folder:
     """The images under a folder, decoded one by one; those that do not do are left in `skipped`.
 
+    `option` is what the user gives `smallest` by, for the advice; None if it cannot be chosen.
+
     Raises:  UsageError without the folder; InputError at the end if no image was of at least `smallest` a side
     """
 
     scale = 0  # no pairs
 
-    def __init__(self, folder: Path, smallest: int) -> None:
+    def __init__(self, folder: Path, smallest: int, option: str | None = "--crop") -> None:
         if not folder.is_dir():
             raise UsageError(f"expected a folder of images, got {folder}; name an existing folder")
         if not os.access(folder, os.R_OK | os.X_OK):
             raise InputError(f"cannot read {folder}; check its permissions")
-        self.folder, self.smallest, self.skipped = folder, smallest, list[Skipped]()
+        self.folder, self.smallest, self.option, self.skipped = folder, smallest, option, list[Skipped]()
         found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         self.paths = sorted(p for p in found if not _is_report(p))
 
@@ -159,7 +161,7 @@ class Folder:
         if not found:
             raise InputError(
                 f"expected images of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
-                f" ({_counted(self.skipped)}); add larger images, or lower --crop (--smallest of srgan-fast pack)"
+                f" ({_counted(self.skipped)}); add larger images{_or_lower(self.option)}"
             )
 
 
@@ -174,11 +176,12 @@ class Pairs:
     Raises:  UsageError without the two folders; InputError at the end if no pair is left
     """
 
-    def __init__(self, folder: Path, scale: int, smallest: int) -> None:
+    def __init__(self, folder: Path, scale: int, smallest: int, option: str | None = "--crop") -> None:
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise UsageError(f"expected {folder} to hold the folders high and low, found no {part}; make it")
-        self.folder, self.scale, self.smallest, self.skipped = folder, scale, smallest, list[Skipped]()
+        self.folder, self.scale, self.smallest, self.option = folder, scale, smallest, option
+        self.skipped: list[Skipped] = []
         self._found = {
             part: {p.stem: p for p in sorted((folder / part).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
             for part in _PARTS
@@ -200,7 +203,8 @@ class Pairs:
         if not found:
             raise InputError(
                 f"expected pairs of at least {self.smallest}x{self.smallest} under {self.folder}, got none"
-                f" ({_counted(self.skipped)}); give high and low the same file names, and --scale or --crop that fits"
+                f" ({_counted(self.skipped)}); give high and low the same file names and sizes {self.scale} to 1,"
+                f" and larger images{_or_lower(self.option)}"
             )
 
     def _pair(self, stem: str) -> tuple[Tensor, Tensor] | Skipped:
@@ -230,22 +234,26 @@ def _too_small(image: Tensor, smallest: int) -> str:
     return f"{image.shape[2]}x{image.shape[1]} is smaller than a {smallest} crop"
 
 
-def read_images(folder: Path, smallest: int) -> ImageStore:
+def _or_lower(option: str | None) -> str:
+    return "" if option is None else f", or lower {option}"
+
+
+def read_images(folder: Path, smallest: int, option: str | None = "--crop") -> ImageStore:
     """Every image under a folder that is at least `smallest` pixels on each side.
 
     Raises:  UsageError without the folder; InputError if no image is left
     """
-    source, memory = Folder(folder, smallest), _Memory()
+    source, memory = Folder(folder, smallest, option), _Memory()
     table = [memory.add(image) for image, _ in source]
     return ImageStore(memory.pixels(), torch.tensor(table), skipped=source.skipped)
 
 
-def read_pairs(folder: Path, scale: int, smallest: int) -> ImageStore:
+def read_pairs(folder: Path, scale: int, smallest: int, option: str | None = "--crop") -> ImageStore:
     """HR images of `folder`/high and their LR of the same stem in `folder`/low.
 
     Raises:  UsageError without the two folders; InputError if no pair is left
     """
-    source, memory, small = Pairs(folder, scale, smallest), _Memory(), _Memory()
+    source, memory, small = Pairs(folder, scale, smallest, option), _Memory(), _Memory()
     rows = [(memory.add(high), small.add(low)) for high, low in source]
     table, lows = (torch.tensor(part) for part in zip(*rows, strict=True))
     offset, _, _ = memory.add(small.pixels().view(1, 1, -1))
@@ -253,14 +261,18 @@ def read_pairs(folder: Path, scale: int, smallest: int) -> ImageStore:
     return ImageStore(memory.pixels(), table, lows, skipped=source.skipped)
 
 
-def read_source(source: Path, smallest: int, scale: int | None = None) -> ImageStore:
+def read_source(source: Path, smallest: int, scale: int | None = None, option: str | None = "--crop") -> ImageStore:
     """What a user names as data: a pack, a folder of images, or with a scale a folder of pairs.
+
+    `option` is what the user gives `smallest` by, for the advice; None if it cannot be chosen.
 
     Raises:  UsageError, InputError as the three readers do
     """
     if source.suffix == SUFFIX or source.is_file():
-        return open_pack(source, smallest)
-    return read_images(source, smallest) if scale is None else read_pairs(source, scale, smallest)
+        return open_pack(source, smallest, option)
+    if scale is None:
+        return read_images(source, smallest, option)
+    return read_pairs(source, scale, smallest, option)
 
 
 def holds_pairs(folder: Path) -> bool:
@@ -334,7 +346,7 @@ def _finish(file: BinaryIO, rows: list[Row], lows: list[Row], metadata: dict[str
     file.write(room.to_bytes(8, "little") + said.ljust(room))
 
 
-def open_pack(path: Path, smallest: int = 1) -> ImageStore:
+def open_pack(path: Path, smallest: int = 1, option: str | None = "--crop") -> ImageStore:
     """The images of a pack that are at least `smallest` pixels on each side, mapped and not read.
 
     Cost:    the header and the table; pixels are read where crops are cut
@@ -349,7 +361,7 @@ def open_pack(path: Path, smallest: int = 1) -> ImageStore:
     if not kept.any():
         raise InputError(
             f"expected images of at least {smallest}x{smallest} in {path}, got none ({len(table)} skipped);"
-            " pack others or lower --crop"
+            f" pack larger ones{_or_lower(option)}"
         )
     skipped = [
         Skipped(path, f"image {index}: {width}x{height} is smaller than a {smallest} crop")

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from srgan_fast import weights
 from srgan_fast.errors import BackendUnavailable, CheckpointError, Interrupted, OutputError, TrainingError, UsageError
-from srgan_fast.features import load_squeezenet, load_vgg19
 from srgan_fast.model import Discriminator, Generator
 from srgan_fast.stop import TimeLimit, stop_requests
 from srgan_fast.train import checkpoint, losses
@@ -29,9 +28,9 @@ from srgan_fast.train.data import Batches
 from srgan_fast.train.distributed import World, join, leave, synchronised
 from srgan_fast.train.graph_step import make_step
 from srgan_fast.train.init import initial_generator
-from srgan_fast.train.log import RunLog
+from srgan_fast.train.log import RunLog, read_events, read_steps
 from srgan_fast.train.meter import Meter
-from srgan_fast.train.report import environment, rates, write_report
+from srgan_fast.train.report import Course, environment, rates, write_report
 from srgan_fast.train.statistics import normalises, reestimated
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
 from srgan_fast.train.store import read_source, training_part
@@ -86,7 +85,7 @@ class Trainer:
         world: World | None = None,
     ) -> None:
         data, out = Path(data), Path(out)
-        features = vgg_weights if config.content.startswith("vgg") else squeezenet_weights
+        features = losses.features_file(config, {"vgg": vgg_weights, "squeezenet": squeezenet_weights})
         initial, validation, features = (
             None if given is None else Path(given) for given in (initial, validation, features)
         )
@@ -189,10 +188,12 @@ class Trainer:
         """
         path = self.out / f"{self.name}.safetensors"
         if self.world.main:
-            network, scores = self.step.average, self.validate()
+            network, course = self.step.average, Course(read_steps(self.out), read_events(self.out))
+            # A run that had ended may be exported again without its validation images.
+            scores = self.validate() if self.validation else course.scores(self.position)
             statistics: dict[str, Any] = {}
             if normalises(network):
-                network, scores, statistics = self._settled(network, scores)
+                network, scores, statistics = self._settled(network, scores, course)
                 self._tell({"event": "statistics", "step": self.position, **statistics})
             around = environment(self.device)
             recipe = {
@@ -211,7 +212,7 @@ class Trainer:
                 "steps": self.position,
                 "images": len(self.store),
                 "duration_s": self._seconds,
-                **rates(self.out, self.config.batch),
+                **rates(course, self.config.batch),
                 "rollbacks": self.salt,
                 "scores": scores,
                 "statistics": statistics,
@@ -219,16 +220,16 @@ class Trainer:
                 "environment": self._conditions() | around,
                 "recipe": asdict(self.config),
             }
-            write_report(self.out, self.summary)
+            write_report(self.out, self.summary, course)
         self.world.barrier()
         return path
 
     def _settled(
-        self, network: Generator, before: dict[str, float]
+        self, network: Generator, before: dict[str, float], course: Course
     ) -> tuple[Generator, dict[str, float], dict[str, Any]]:
         """The averaged generator with the batch statistics to save, its scores, and what became of both."""
         found = reestimated(network, (self.batches(index, self.salt)[0] for index in range(_STATISTICS)))
-        after = validate(found, self.validation) if self.validation else {}
+        after = validate(found, self.validation) if self.validation else course.scores_anew(self.position)
         told = {"batches": _STATISTICS} | {f"{key}_before": value for key, value in before.items()} | after
         if after and after["val_psnr_db"] < before["val_psnr_db"]:
             return network, before, told | {"kept": "before"}
@@ -267,7 +268,7 @@ class Trainer:
             generator, self.initial = initial_generator(self.config, initial, first)
         else:
             generator = Generator(self.config.generator)
-        content = _content(self.config, features)
+        content = losses.content_loss(self.config, features)
         discriminator: Any = Discriminator() if self.config.stage == "srgan" else None
         if self.config.sync_bn:
             generator = synchronised(generator, self.device)
@@ -275,10 +276,13 @@ class Trainer:
 
         # Any: make_step refuses what is none of its words.
         def make(kind: Any, kernels: Any) -> EagerStep:
+            where: dict[str, Any] = {"device": self.device, "world": self.world}
             return make_step(
-                kind, kernels, generator, content, self.config, discriminator, device=self.device, world=self.world
+                kind, kernels, generator, content, self.config, discriminator, **where, fall_back=fall_back
             )
 
+        # By what is asked for now, not by what `auto` came to before.
+        fall_back = kind != "graph" and kernels != "on"
         before = _as_before(found, self.device, kind, kernels)
         try:
             return make(*before)
@@ -298,7 +302,7 @@ class Trainer:
         if found.state["images"] != self._digest:
             _log.warning("the images have changed since the checkpoint: the run goes on with other batches")
         if different := checkpoint.differences(found, self._conditions()):
-            _log.warning("equal in value, not in bits: resumed with another %s", different)
+            _log.warning("equal in value, not in bits: resumed with a difference in %s", different)
 
     def _restore(self, found: Checkpoint) -> None:
         self.step.restore(found.state)
@@ -471,14 +475,3 @@ def _make_folder(folder: Path) -> list[Path]:
     if not os.access(folder, os.W_OK | os.X_OK):  # found out now, not when all images are decoded
         raise OutputError(f"cannot write in {folder}; check its permissions, or name another folder")
     return missing
-
-
-def _content(config: TrainConfig, features: Path | None) -> losses.Content:
-    if config.content == "mse":
-        return losses.mse
-    if config.content == "squeezenet":
-        return losses.PerceptualLoss(load_squeezenet(features), config.vgg_reduction, config.pixel_weight)
-    layer = {"vgg22": (2, 2), "vgg54": (5, 4)}[config.content]
-    return losses.PerceptualLoss(
-        load_vgg19(*layer, features, config.vgg_input), config.vgg_reduction, config.pixel_weight
-    )

@@ -25,7 +25,7 @@ def read_validation(source: Path, config: TrainConfig) -> list[Pair]:
     """
     scale = config.generator.scale
     smallest = 11 + 2 * scale  # SSIM's window inside the border that a score leaves out
-    store = read_source(source, smallest, scale if config.degradation == "pairs" else None)
+    store = read_source(source, smallest, scale if config.degradation == "pairs" else None, option=None)
     if store.lows is not None:
         return [(store.low(index), store.image(index)) for index in range(len(store))]
     pairs = []
