@@ -61,6 +61,11 @@ class Upscaler:
         self._backend = select(backend, self.model, self.device, precision)
         self.backend_name, self.precision = self._backend.name, self._backend.precision
 
+    @property
+    def radius(self) -> int | None:
+        """How far from itself a pixel looks, in LR pixels; None where it sees the whole frame."""
+        return self._backend.footprint.radius
+
     def plan(self, height: int, width: int, *, itemsize: int = 1, count: int = 1) -> Plan:
         """How `count` frames of this size will be cut, and the working memory that takes.
 
