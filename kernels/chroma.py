@@ -37,7 +37,8 @@ def quantised(x: Tensor, top: int, dtype: torch.dtype) -> Tensor:
 
 
 def shift(x: Tensor, by: int, dim: int) -> Tensor:
-    """The neighbour of each element along a dimension; at the border the element itself."""
+    """The next (1) or previous (-1) neighbour of each element along a dimension; at the border the element itself."""
     size = x.shape[dim]
-    index = (torch.arange(size, device=x.device) + by).clamp_(0, size - 1)
-    return x.index_select(dim, index)
+    if by > 0:
+        return torch.cat((x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)), dim)
+    return torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)), dim)

@@ -33,8 +33,11 @@ def rgb_to_yuv(
 
 def _halved(c: Tensor, dim: int, on_first: bool) -> Tensor:
     """Every other element, weighed with its neighbours: 1 2 1 about the first of a pair, or 1 1 between the two."""
-    every = torch.arange(0, c.shape[dim], 2, device=c.device)
-    here, after = c.index_select(dim, every), shift(c, 1, dim).index_select(dim, every)
+    here, after = _every_other(c, dim), _every_other(shift(c, 1, dim), dim)
     if not on_first:
         return 0.5 * (here + after)
-    return 0.25 * (shift(c, -1, dim).index_select(dim, every) + after) + 0.5 * here
+    return 0.25 * (_every_other(shift(c, -1, dim), dim) + after) + 0.5 * here
+
+
+def _every_other(x: Tensor, dim: int) -> Tensor:
+    return x[..., ::2] if dim == -1 else x[..., ::2, :]

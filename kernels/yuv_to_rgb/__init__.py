@@ -30,8 +30,8 @@ def run(
     """RGB of one frame by the fastest implementation that its device has.
 
     Shapes:  y [h, w]; u and v [h or ceil(h/2), w or ceil(w/2)], or None for grey; result [h, w, 3]
-    Dtypes:  planes uint8 or uint16 (the low `depth` bits), floats for tests; result uint8, uint16 over its whole range, or
-             floating-point in [0, 1]; computed in float32
+    Dtypes:  planes uint8 or uint16 (the low `depth` bits), or code values as floats; result uint8, uint16 over its
+             whole range, or floating-point in [0, 1]; computed in float32
     Units:   `full` range or the standards' limited one; `matrix` bt601, bt709 or bt2020; `siting` left, centre, topleft
     Raises:  ValueError for other shapes, dtypes or names
     Source:  ITU-R BT.601, BT.709, BT.2020; ITU-T H.273

@@ -18,7 +18,7 @@ def yuv_to_rgb(
     if u is None or v is None:
         rgb = luma.unsqueeze(-1).expand(*luma.shape, 3)
     else:
-        pb, pr = ((_enlarged(wide(c, dtype), *y.shape[-2:], siting) - c_offset) / c_span for c in (u, v))
+        pb, pr = ((_enlarged(wide(c, dtype), y.shape[-2], y.shape[-1], siting) - c_offset) / c_span for c in (u, v))
         k_red, k_blue = LUMA[matrix]
         red, blue = luma + 2 * (1 - k_red) * pr, luma + 2 * (1 - k_blue) * pb
         green = (luma - k_red * red - k_blue * blue) / (1 - k_red - k_blue)
@@ -38,9 +38,6 @@ def _enlarged(c: Tensor, height: int, width: int, siting: str) -> Tensor:
 
 
 def _doubled(c: Tensor, dim: int, on_first: bool) -> Tensor:
-    after = shift(c, 1, dim)
-    if on_first:
-        pair = (c, (c + after) * 0.5)
-    else:
-        pair = (0.75 * c + 0.25 * shift(c, -1, dim), 0.75 * c + 0.25 * after)
+    before, after = shift(c, -1, dim), shift(c, 1, dim)
+    pair = (c, 0.5 * (c + after)) if on_first else (0.75 * c + 0.25 * before, 0.75 * c + 0.25 * after)
     return torch.stack(pair, dim).flatten(dim - 1, dim)

@@ -15,23 +15,16 @@ Siting = Literal["left", "centre", "topleft"]
 
 UNKNOWN = 2  # of primaries and transfer, ITU-T H.273
 
-# Codes of ITU-T H.273 for a matrix. The 240M and FCC ones differ from their neighbours by less than a level in most
-# pictures; constant luminance (10) is read as non-constant.
-MATRIX_OF: dict[int, Matrix] = {
-    **{0: "rgb", 1: "bt709", 4: "bt601", 5: "bt601", 6: "bt601"},
-    **{7: "bt709", 9: "bt2020", 10: "bt2020"},
+# Codes of ITU-T H.273 for a matrix.
+MATRIX_OF: dict[int, Matrix] = {0: "rgb", 1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}
+# Those that are read as their neighbour: they differ from it by a few levels in saturated colours.
+NEAREST: dict[int, tuple[Matrix, str]] = {
+    4: ("bt601", "FCC"),
+    7: ("bt709", "SMPTE 240M"),
+    10: ("bt2020", "BT.2020 with constant luminance"),
 }
-NEAREST = {4: "FCC", 7: "SMPTE 240M", 10: "BT.2020 with constant luminance"}
-# Those that no matrix of ours comes near: ST 2085, chroma-derived, ICtCp, YCgCo.
-FOREIGN = {
-    8: "YCgCo",
-    11: "ST 2085",
-    12: "chroma-derived",
-    13: "chroma-derived",
-    14: "ICtCp",
-    15: "IPT-C2",
-    16: "YCgCo",
-}
+# Those that none of ours comes near.
+FOREIGN = {8: "YCgCo", 11: "ST 2085", 12: "chroma-derived", 13: "chroma-derived", 14: "ICtCp", 15: "IPT-C2"}
 
 
 @dataclass(frozen=True)
