@@ -303,8 +303,8 @@ class _Sizes:
             levels = (got.to(torch.int32) - want.to(torch.int32)).abs().max().item()
             up = self._upscaler
             self.fault = (
-                f"{up.backend_name} {up.precision} gives a window of {shape[1]}x{shape[0]} other bytes than a whole frame"
-                f" of {self._width}x{self._height} (by {levels} of {_LEVELS[self._dtype]} levels)"
+                f"{up.backend_name} {up.precision} gives a window of {shape[1]}x{shape[0]} other bytes than a whole"
+                f" frame of {self._width}x{self._height} (by {levels} of {_LEVELS[self._dtype]} levels)"
             )
             self.forget()
         return pixels

@@ -23,10 +23,10 @@ PACKAGE = ROOT / "srgan_fast"
 # Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.
 LAYERS = [
     {"errors", "atomic"},
-    {"model", "resize", "memory", "graph", "kernels"},
+    {"model", "resize", "memory", "graph", "kernels", "exchange"},
     {"calibration", "weights", "community", "layers", "features", "image", "rewrite", "tiling"},
     {"backends"},
-    {"upscaler"},
+    {"upscaler", "reuse", "stream"},
     {"evaluate"},
     {"train", "video"},
     {"bench"},
