@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from srgan_fast.errors import BackendUnavailable, ShapeError
 
@@ -30,7 +31,7 @@ def borrowed(frames: object) -> tuple[Tensor, Back]:
     kind = type(frames).__name__
     if hasattr(frames, "__dlpack__"):
         try:
-            tensor = torch.from_dlpack(frames)
+            tensor = from_dlpack(frames)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise ShapeError(f"cannot take {kind} by DLPack: {error}; hand it over as a numpy array") from error
         namespace = getattr(frames, "__array_namespace__", None)
@@ -41,7 +42,8 @@ def borrowed(frames: object) -> tuple[Tensor, Back]:
         stream = frames.__cuda_array_interface__.get("stream")
         if stream is not None:
             # What fills the frames may still run, in the stream that they name.
-            torch.cuda.current_stream().wait_stream(torch.cuda.ExternalStream(stream))
+            theirs = torch.cuda.ExternalStream(stream)  # type: ignore[no-untyped-call]
+            torch.cuda.current_stream().wait_stream(theirs)
         return torch.as_tensor(frames, device="cuda"), _as_it_is
     raise ShapeError(
         f"expected a numpy array, a torch tensor or an object with __dlpack__ or __cuda_array_interface__, got {kind}"

@@ -75,7 +75,7 @@ class Reuse:
         if mode not in ("auto", "off"):
             raise UsageError(f"expected reuse auto or off, got {mode!r}")
         self.reason = "it was turned off" if mode == "off" else ""
-        self._upscaler, self._shared = upscaler, shared
+        self._upscaler, self.shared = upscaler, shared
         self._keeps = mode == "auto"
         self._lr: Tensor | None = None
         self._hr: Tensor | None = None
@@ -116,7 +116,7 @@ class Reuse:
 
     def _result(self) -> Tensor:
         assert self._hr is not None
-        return self._hr if self._shared else self._hr.clone()
+        return self._hr if self.shared else self._hr.clone()
 
     def _whole(self, frame: Tensor) -> Tensor:
         self._computed += frame.shape[0] * frame.shape[1]
@@ -136,7 +136,7 @@ class Reuse:
         return hr
 
     def _keep(self, frame: Tensor, hr: Tensor) -> None:
-        if self._shared:
+        if self.shared:
             self._hr = hr
         elif self._hr is not None and (self._hr.shape, self._hr.dtype, self._hr.device) == (
             hr.shape,
@@ -175,7 +175,7 @@ class Reuse:
     def _patch(self, frame: Tensor, windows: list[_Window]) -> None:
         assert self._hr is not None
         sizes, s = _sizes_for(self._upscaler, frame), self._upscaler.scale
-        if self._shared:
+        if self.shared:
             self._hr = self._hr.clone()
         for window in windows:
             y0, y1, x0, x1 = window.read

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar, cast
 
@@ -29,8 +29,16 @@ _END: Any = object()
 class _Worker:
     """Upscales the frames of one stream, one after another, in a thread and in the CUDA stream of whoever made it."""
 
-    def __init__(self, upscaler: Upscaler, layout: Layout | None, color: Literal["rgb", "bgr"], reuse: Reuse) -> None:
-        self._upscaler, self._layout, self._color, self._reuse = upscaler, layout, color, reuse
+    def __init__(
+        self,
+        upscaler: Upscaler,
+        layout: Layout | None,
+        color: Literal["rgb", "bgr"],
+        reuse: Reuse | Literal["auto", "off"],
+    ) -> None:
+        self._upscaler, self._layout, self._color = upscaler, layout, color
+        self._own = not isinstance(reuse, Reuse)
+        self._reuse = reuse if isinstance(reuse, Reuse) else Reuse(upscaler, reuse)
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="srgan-fast-stream")
         cuda = upscaler.device != "cpu"
         self._cuda = torch.cuda.current_stream(upscaler.device) if cuda else None
@@ -48,8 +56,16 @@ class _Worker:
 
     def _run(self, frames: Tensor, layout: Layout) -> Tensor:
         if len(frames) == 1 and frames.dtype in (torch.uint8, torch.uint16):
-            return self._reuse(frames[0])[None]
+            result = self._reuse(frames[0])
+            # Turning the colours round writes into it.
+            return (result.clone() if self._reuse.shared and self._color == "bgr" else result)[None]
         return self._upscaler.run(frames, layout)
+
+    def close(self) -> None:
+        """End the thread, once it has done the frame that it is at."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        if self._own:
+            self._reuse.forget()
 
 
 def stream(
@@ -90,7 +106,7 @@ def _worker(
 ) -> _Worker:
     if ahead < 1:
         raise UsageError(f"expected ahead of at least 1 frame, got {ahead}; 2 is the default")
-    return _Worker(upscaler, layout, color, reuse if isinstance(reuse, Reuse) else Reuse(upscaler, reuse))
+    return _Worker(upscaler, layout, color, reuse)
 
 
 def _in_order(worker: _Worker, source: Iterator[T], ahead: int) -> Iterator[T]:
@@ -112,7 +128,7 @@ def _in_order(worker: _Worker, source: Iterator[T], ahead: int) -> Iterator[T]:
         if failure is not None:
             raise failure
     finally:
-        worker.pool.shutdown(wait=True, cancel_futures=True)
+        worker.close()
 
 
 async def _in_order_async(worker: _Worker, source: AsyncIterator[T], ahead: int) -> AsyncIterator[T]:
@@ -142,13 +158,17 @@ async def _in_order_async(worker: _Worker, source: AsyncIterator[T], ahead: int)
         if failure is not None:
             raise failure
     finally:
-        for each in (*([coming] if coming else []), *waiting):
+        left = [*([coming] if coming else []), *waiting]
+        for each in left:
             each.cancel()
-        if coming is not None:
-            await asyncio.wait([coming])
-        if isinstance(source, _Threaded):
-            await _ended(source.pool)
-        await _ended(worker.pool)
+        await asyncio.gather(*left, return_exceptions=True)
+        try:
+            if isinstance(source, _Threaded):
+                await _idle(source.pool)
+                source.pool.shutdown(wait=False)
+            await _idle(worker.pool)
+        finally:
+            worker.close()
 
 
 async def _next(source: AsyncIterator[T]) -> T:
@@ -172,13 +192,9 @@ class _Threaded:
         return frame
 
 
-async def _ended(pool: ThreadPoolExecutor) -> None:
-    """Wait, without holding the loop up, until a pool of one thread has done what it is at, and end the thread."""
-    idle: Awaitable[object] = asyncio.get_running_loop().run_in_executor(pool, _nothing)
-    try:
-        await idle
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+async def _idle(pool: ThreadPoolExecutor) -> None:
+    """Wait, without holding the loop up, until a pool of one thread has done what it is at."""
+    await asyncio.get_running_loop().run_in_executor(pool, _nothing)
 
 
 def _nothing() -> None:
