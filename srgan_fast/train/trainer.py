@@ -33,7 +33,7 @@ from srgan_fast.train.meter import Meter
 from srgan_fast.train.report import environment, rates, write_report
 from srgan_fast.train.statistics import normalises, reestimated
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
-from srgan_fast.train.stop import TimeLimit, stop_requests
+from srgan_fast.stop import TimeLimit, stop_requests
 from srgan_fast.train.store import read_source, training_part
 from srgan_fast.train.validation import middle_crops, read_validation, validate
 
