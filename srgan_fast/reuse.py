@@ -362,11 +362,14 @@ class _Sizes:
         shape = len(self._rows), len(self._columns)
         own = np.empty(shape)
         a_pixel = self._whole_s() / (self._height * self._width)
+        # What a call takes beside its pixels, where it is least of the sizes that are known.
+        known = {size: min(times) for size, times in self._seconds.items() if len(times) >= _TIMES}
+        known.pop((self._height, self._width), None)
+        call = max(0.0, min((took - a_pixel * rows * columns for (rows, columns), took in known.items()), default=0.0))
         for i, rows in enumerate(self._rows):
             for j, columns in enumerate(self._columns):
                 size = int(rows), int(columns)
-                times = self._seconds.get(size, ())
-                own[i, j] = min(times) if len(times) >= _TIMES else a_pixel * rows * columns
+                own[i, j] = known.get(size, call + a_pixel * rows * columns)
                 if size not in self.tried:
                     own[i, j] *= _UNTRIED
         costs, best = own.copy(), np.arange(own.size).reshape(shape)
