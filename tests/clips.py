@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ RATE = 25
 # Codes of ITU-T H.273: matrix, primaries, transfer.
 BT601, BT709, BT2020_PQ = (6, 6, 6), (1, 1, 1), (9, 9, 16)
 MASTER = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,50)"
+
+os.environ.setdefault("SVT_LOG", "1")  # it prints its settings to stderr
 
 _QUICK = {
     "libx264": {"preset": "ultrafast", "bf": "2", "b_strategy": "0", "g": "6", "sc_threshold": "0", "qp": "4"},
@@ -139,8 +142,8 @@ def subtitled(folder: Path) -> Callable[[Any], Callable[[], None]]:
     srt, ass = folder / "one.srt", folder / "two.ass"
     srt.write_text("1\n00:00:00,040 --> 00:00:00,200\nhello\n\n2\n00:00:00,240 --> 00:00:00,400\nworld\n")
     ass.write_text(
-        "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\nStyle: Default,Arial,20\n\n"
-        "[Events]\nFormat: Layer, Start, End, Style, Text\nDialogue: 0,0:00:00.10,0:00:00.30,Default,hi\n"
+        "[Script Info]\nScriptType: v4.00+\n\n[V4+ Styles]\nFormat: Name, Fontname, Fontsize\nStyle: Default,Arial,20\n"
+        "\n[Events]\nFormat: Layer, Start, End, Style, Text\nDialogue: 0,0:00:00.10,0:00:00.30,Default,hi\n"
     )
 
     def add(out: Any) -> Callable[[], None]:

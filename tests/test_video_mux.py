@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import FRAMES, Sound, make, subtitled
+from clips import Sound, make, subtitled
 from video_kinds import MORE, QUICK, Kind
 
 from srgan_fast.errors import BackendUnavailable, OutputError, UsageError
@@ -46,7 +47,7 @@ def encoded(source: Source, folder: Path, codec: Codec, bounds: Sequence[int | N
     """The source enlarged by repeated pixels, in segments."""
     output = output_of(source.info, SCALE, codec)
     segments = []
-    for number, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (start, stop) in enumerate(pairwise(bounds)):
         segments.append(folder / f"{number}.nut")
         encoder = Encoder(segments[-1], output, codec, Options(crf=4, preset=_FAST[codec.name]))
         for frame in source.frames(start, stop):
@@ -89,25 +90,16 @@ def streams_of(path: Path) -> dict[str, Any]:
         start = beginning_of(container)
         for stream in container.streams:
             if stream.index != video.index and stream.type in ("audio", "subtitle", "video"):
-                found[stream.index] = [
-                    stream.type,
-                    stream.codec_context.name,
-                    stream.language or "und",
-                    hashlib.md5(),
-                    None,
-                ]
+                found[stream.index] = [stream.type, stream.language or "und", hashlib.md5(), None]
             elif stream.type == "attachment":
-                found[stream.index] = ["attachment", stream.metadata["filename"], None, hashlib.md5(stream.data), 0]
+                found[stream.index] = ["attachment", stream.metadata["filename"], hashlib.md5(stream.data), 0]
         for packet in container.demux():
             if packet.size and packet.stream_index in found:
                 entry = found[packet.stream_index]
-                entry[3].update(bytes(packet))
-                if entry[4] is None and packet.pts is not None:
-                    entry[4] = packet.pts * packet.time_base - start
-    return {
-        f"{i} {kind} {name} {lang} {md5.hexdigest()}": at
-        for i, (kind, name, lang, md5, at) in enumerate(found.values())
-    }
+                entry[2].update(bytes(packet))
+                if entry[3] is None and packet.pts is not None:
+                    entry[3] = packet.pts * packet.time_base - start
+    return {f"{i} {kind} {name} {digest.hexdigest()}": at for i, (kind, name, digest, at) in enumerate(found.values())}
 
 
 def check(kind: Kind, folder: Path) -> None:
@@ -119,7 +111,7 @@ def check(kind: Kind, folder: Path) -> None:
     keys = source.keyframes()
     if keys and not kind.damaged:
         bounds = [None, *keys[1:], None]
-        parts = [frame for a, b in zip(bounds, bounds[1:], strict=False) for frame in source.frames(a, b)]
+        parts = [frame for a, b in pairwise(bounds) for frame in source.frames(a, b)]
         assert [frame.pts for frame in parts] == [frame.pts for frame in whole]
         for one, other in zip(parts, whole, strict=True):
             assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
@@ -181,3 +173,162 @@ def test_goes_through(kind: Kind, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", MORE, ids=lambda kind: kind.name)
 def test_all_kinds_go_through(kind: Kind, tmp_path: Path) -> None:
     check(kind, tmp_path)
+
+
+def test_all_that_a_file_says_is_kept(tmp_path: Path) -> None:
+    path = make(
+        tmp_path / "in.mkv",
+        sounds=[Sound(), Sound("flac", language="fra")],
+        more=subtitled(tmp_path),
+        colours=(9, 9, 16),
+    )
+    upscaled(Source(path), tmp_path / "out.mkv")
+    with av.open(str(path)) as before, av.open(str(tmp_path / "out.mkv")) as now:
+        assert now.metadata["title"] == "a title"
+        assert now.chapters() == before.chapters() != []
+        assert [stream.type for stream in now.streams] == [stream.type for stream in before.streams]
+        for one, other in zip(now.streams, before.streams, strict=True):
+            assert one.disposition == other.disposition
+            assert one.language == other.language
+
+
+def test_limits_are_said_before_anything_is_rendered(tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mkv", sounds=[Sound()], more=subtitled(tmp_path)))
+    x264, vp9 = choose("libx264", 128, 96, 8), choose("libvpx-vp9", 128, 96, 8)
+    assert limits(source, tmp_path / "out.mkv", x264) == []
+    lost = limits(source, tmp_path / "out.mp4", x264)
+    assert len(lost) == 3
+    assert all("write .mkv" in line for line in lost)
+    assert "aac" in " ".join(limits(source, tmp_path / "out.webm", vp9))
+    assert "chapters" in " ".join(limits(source, tmp_path / "out.ts", x264))
+    with pytest.raises(UsageError, match=r"\.webm cannot hold video of libx264; write out.mkv"):
+        limits(source, tmp_path / "out.webm", x264)
+    with pytest.raises(UsageError, match="expected an output of"):
+        limits(source, tmp_path / "out.wmv", x264)
+    turned = Source(make(tmp_path / "turned.mp4", display=[0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30]))
+    assert "rotation" in limits(turned, tmp_path / "out.ts", x264)[0]
+
+
+def test_codecs_are_found_by_opening_them() -> None:
+    assert choose("auto", 1920, 1080, 8).name in ("libx264", "h264_nvenc")
+    assert choose("auto", 5120, 2880, 8).name in ("libx265", "hevc_nvenc")
+    assert choose("auto", 1920, 1080, 10).name in ("libx265", "hevc_nvenc")
+    assert choose("auto", 1920, 1080, 8, "webm").name in ("libvpx-vp9", "av1_nvenc")
+    with pytest.raises(UsageError, match="expected --codec auto, libx264"):
+        choose("divx", 64, 64, 8)
+    with pytest.raises(UsageError, match="8 bits a channel, asked for 10"):
+        choose("h264_nvenc", 64, 64, 10)
+    with pytest.raises(UsageError, match="at most 4096 pixels a side"):
+        choose("h264_nvenc", 5120, 2880, 8)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU may have NVENC")
+def test_an_encoder_that_is_not_there_is_said() -> None:
+    with pytest.raises(BackendUnavailable, match="no NVENC on this machine; take --codec auto"):
+        choose("hevc_nvenc", 640, 480, 8)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libsvtav1", "libvpx-vp9", "ffv1"])
+def test_every_encoder_keeps_tags_and_times(codec: str, tmp_path: Path) -> None:
+    depth = 10 if codec in ("libx265", "ffv1") else 8
+    target = tmp_path / ("out.mkv" if codec == "ffv1" else "out.mp4")
+    source = Source(make(tmp_path / "in.mp4", times=[0, 1, 4, 5, 9], rate=25, sar=Fraction(8, 9), colours=(9, 9, 18)))
+    found = choose(codec, 128, 96, depth)
+    output = output_of(source.info, SCALE, found)
+    preset = {"libx264": "ultrafast", "libx265": "ultrafast", "libsvtav1": "11", "libvpx-vp9": "8"}.get(codec)
+    encoder = Encoder(tmp_path / "0.nut", output, found, Options(preset=preset))
+    for frame in source.frames():
+        planes = from_rgb(rgb_of(frame).repeat_interleave(SCALE, 0).repeat_interleave(SCALE, 1), output.colour)
+        encoder.write([plane.numpy() for plane in planes], frame.pts)
+    encoder.close()
+    written = join(source, [tmp_path / "0.nut"], target, container_of(target), output)
+    lost = [line for line in limits(source, target, found) if "shape" in line]
+    assert len(lost) == len([note for note in written.notes if "shape" in note]) == (codec == "ffv1")
+    info = Source(target).info
+    assert info.sar == (1 if lost else Fraction(8, 9))
+    assert (info.colour.matrix, info.colour.primaries, info.colour.transfer) == ("bt2020", 9, 18)
+    assert (info.colour.depth, info.colour.full, info.colour.tagged) == (depth, False, True)
+    assert times_of(target)[0] == [Fraction(index, 25) for index in (0, 1, 4, 5, 9)]
+
+
+@pytest.mark.parametrize(("codec", "depth"), [("libx264", 8), ("ffv1", 10)])
+def test_without_loss_the_planes_come_back_as_they_were(codec: str, depth: int, tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mkv", "ffv1", size=(33, 25)))
+    found = choose(codec, 66, 50, depth)
+    output = output_of(source.info, SCALE, found)
+    dice = np.random.default_rng(3)
+    shapes = [(50, 66), (25, 33), (25, 33)]
+    kind = np.uint8 if depth == 8 else np.uint16
+    frames = [tuple(dice.integers(0, 1 << depth, shape).astype(kind) for shape in shapes) for _ in range(5)]
+    encoder = Encoder(tmp_path / "0.nut", output, found, Options(crf=0) if codec == "libx264" else Options())
+    for index, planes in enumerate(frames):
+        encoder.write(planes, 40 * index)
+    encoder.close()
+    join(source, [tmp_path / "0.nut"], tmp_path / "out.mkv", "matroska", output)
+    for planes, frame in zip(frames, Source(tmp_path / "out.mkv").frames(), strict=True):
+        assert all(np.array_equal(one, other) for one, other in zip(planes, frame.planes, strict=True))
+
+
+def test_segments_of_other_settings_are_refused(tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mp4", times=range(20)))
+    codec = choose("libx264", 128, 96, 8)
+    bounds = [None, source.keyframes()[1], None]
+    segments = encoded(source, tmp_path, codec, bounds)
+    output = output_of(source.info, SCALE, codec)
+    with pytest.raises(OutputError, match="the same time"):
+        join(source, [segments[1], segments[1]], tmp_path / "out.mp4", "mp4", output)
+    other = Encoder(segments[1], output, codec, Options(crf=4, preset="medium"))
+    other.write([np.zeros((96, 128), np.uint8)], 5000)
+    other.close()
+    with pytest.raises(OutputError, match="encoded with other settings; start again with --restart"):
+        join(source, segments, tmp_path / "out.mp4", "mp4", output)
+
+
+class _Full:
+    """A file on a disk that is full after so many bytes."""
+
+    def __init__(self, path: Path, room: int) -> None:
+        self._file, self._room = path.open("wb"), room
+
+    def write(self, data: bytes) -> int:
+        self._room -= len(data)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(make(tmp_path / "in.mp4", times=range(30)))
+    codec = choose("libx264", 128, 96, 8)
+    output = output_of(source.info, SCALE, codec)
+    path = tmp_path / "0.nut"
+    full = _Full(path, 9000)
+    monkeypatch.setattr(Path, "open", lambda self, mode="r": full)
+    encoder = Encoder(path, output, codec, Options(preset="ultrafast"))
+    monkeypatch.undo()
+    dice = np.random.default_rng(1)
+
+    def fill() -> None:
+        for index in range(60):
+            encoder.write([dice.integers(0, 255, (96, 128), np.uint8)], index * 512)
+        encoder.close()
+
+    with pytest.raises(OutputError, match="No space left on device; free some space"):
+        fill()
+    encoder.abort()
+    assert not path.exists()
+
+
+def test_options_that_a_codec_does_not_have_are_refused(tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mp4"))
+    codec = choose("ffv1", 128, 96, 8)
+    with pytest.raises(UsageError, match="ffv1 has no --crf"):
+        Encoder(tmp_path / "0.nut", output_of(source.info, SCALE, codec), codec, Options(crf=20))
+    x264 = choose("libx264", 128, 96, 8)
+    encoder = Encoder(tmp_path / "1.nut", output_of(source.info, SCALE, x264), x264, Options(preset="warp"))
+    with pytest.raises(OutputError, match="libx264 failed"):
+        encoder.write([np.zeros((96, 128), np.uint8)], 0)
+    encoder.abort()

@@ -78,14 +78,16 @@ def test_the_first_error_ends_all_and_is_raised_here(failing: str) -> None:
 
         return work
 
-    stages = [(name, stage(name)) for name in ("middle", "last")]
+    def read() -> None:
+        numbers = stage("source")(iter(range(10**9)))
+        with Pipeline(("source", numbers), [("middle", stage("middle")), ("last", stage("last"))]) as chain:
+            for item in chain:
+                if failing == "reader" and item == 5:
+                    raise OSError("in reader")
+
     start = time.perf_counter()
-    with pytest.raises(OSError, match=f"in {failing}"), Pipeline(
-        ("source", stage("source")(iter(range(10**9)))), stages
-    ) as chain:
-        for item in chain:
-            if failing == "reader" and item == 5:
-                raise OSError("in reader")
+    with pytest.raises(OSError, match=f"in {failing}"):
+        read()
     assert time.perf_counter() - start < 1
     assert sorted(closed) == ["last", "middle", "source"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -125,13 +124,14 @@ def test_missing_frames_of_an_mp4_are_known_at_once(tmp_path: Path) -> None:
 
 def test_several_readers_at_once(tmp_path: Path) -> None:
     source = Source(make(tmp_path / "in.mp4", times=range(30)))
-    readers: list[Iterator[object]] = [source.frames(), source.frames(source.keyframes()[2]), source.frames()]
-    counts = [0, 0, 0]
-    while any(
-        next(reader, None) is not None and not counts.__setitem__(i, counts[i] + 1) for i, reader in enumerate(readers)
-    ):
-        pass
-    assert counts[0] > 0
+    key = source.keyframes()[2]
+    first, second = source.frames(), source.frames(key)
+    mixed = [(next(first).pts, next(second).pts) for _ in range(10)]
+    times = [frame.pts for frame in source.frames()]
+    after_key = [time for time in times if time >= key]
+    assert mixed == list(zip(times[:10], after_key[:10], strict=True))
+    first.close()
+    second.close()
 
 
 def test_names_that_look_like_protocols(tmp_path: Path) -> None:

@@ -132,6 +132,7 @@ MORE = (
         codec="gif",
         pixels="rgb8",
         note="transparency",
+        noisy=True,
         times=range(0, 48, 4),
         time_base=_HUNDREDTHS,
     ),

@@ -92,7 +92,11 @@ class VideoProgress(_Shown):
         slowest = max(busy_s, key=lambda name: busy_s[name])
         share = min(1.0, busy_s[slowest] / seconds)
         return ", ".join(
-            [*self._left(frame), f"{(frame - self._first) / seconds:.2f} fps", f"{slowest} is busy {share:.0%} of the time"]
+            [
+                *self._left(frame),
+                f"{(frame - self._first) / seconds:.2f} fps",
+                f"{slowest} is busy {share:.0%} of the time",
+            ]
         )
 
 

@@ -6,16 +6,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
 from srgan_fast.errors import IncompleteError, Interrupted, UsageError
 
 if TYPE_CHECKING:
+    from srgan_fast.cli.progress import VideoProgress
     from srgan_fast.upscaler import Upscaler
+    from srgan_fast.video.colour import Matrix
+    from srgan_fast.video.job import VideoOptions
 
 # What is taken for a video by its name; an input of another name is one where the output is.
 SUFFIXES = frozenset(
@@ -32,16 +36,21 @@ Codec = Annotated[
     ),
 ]
 Crf = Annotated[
-    int | None, typer.Option(help="Quality: less is better and larger.", show_default="16", rich_help_panel=_PANEL)
+    float | None,
+    typer.Option(
+        help="Quality: less is better and larger.", show_default="that of the encoder", rich_help_panel=_PANEL
+    ),
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="Speed of the encoder, by its own names.", show_default="that of the encoder", rich_help_panel=_PANEL),
+    typer.Option(
+        help="Speed of the encoder, by its own names.", show_default="that of the encoder", rich_help_panel=_PANEL
+    ),
 ]
 TenBit = Annotated[
     bool, typer.Option("--ten-bit", help="Ten bits where the input has eight, too.", rich_help_panel=_PANEL)
 ]
-Matrix = Annotated[
+MatrixName = Annotated[
     str | None,
     typer.Option(
         help="bt601, bt709 or bt2020, where the input does not say or is wrong.",
@@ -68,53 +77,104 @@ Resume = Annotated[
 ]
 
 
+class Choice(NamedTuple):
+    """The options of videos as a user has given them."""
+
+    codec: str | None
+    crf: float | None
+    preset: str | None
+    ten_bit: bool
+    matrix: str | None
+    strict: bool
+    resume: bool | None
+
+    def given(self) -> list[str]:
+        """The names of those that were given."""
+        return ["--" + name.replace("_", "-") for name, value in self._asdict().items() if value not in (None, False)]
+
+
 def wanted(source: Path, target: Path) -> bool:
     """Whether this is a job for videos, by the names of its files."""
     return not source.is_dir() and any(path.suffix.lower() in SUFFIXES for path in (source, target))
 
 
-def run(
-    source: Path,
-    target: Path,
-    make: Callable[[], Upscaler],
-    *,
-    codec: str | None,
-    crf: int | None,
-    preset: str | None,
-    ten_bit: bool,
-    matrix: str | None,
-    strict: bool,
-    resume: bool | None,
-) -> None:
+def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice) -> None:
     """Upscale a video, stop in good order when asked to, and say what became of it.
+
+    `make` builds the upscaler, which takes seconds: whatever can be refused before is.
 
     Raises:  IncompleteError if something of the input is missing in the output; Interrupted
     """
     from srgan_fast.stop import stop_requests
     from srgan_fast.video import job
+    from srgan_fast.video.source import Source
 
-    options = job.VideoOptions(
-        codec=codec or "auto",
-        crf=crf,
-        preset=preset,
-        ten_bit=ten_bit,
-        matrix=matrix or "auto",
-        strict=strict,
-        restart=resume is False,
-    )
-    if target.is_dir():
-        target = target / source.name
-    job.check_paths(source, target)
+    options = _options(choice)
+    target = job.real(target / source.name if target.is_dir() else target)
+    job.check_target(source, target)
+    with Source(source, matrix=options.matrix):
+        pass
     with stop_requests(insistent=(signal.SIGINT, signal.SIGTERM)) as asked:
-        upscaler = make()
         try:
             with _Shown() as shown:
-                summary = job.upscale_video(source, target, upscaler, options, progress=shown, stop=asked)
+                summary = job.upscale_video(source, target, make(), options, progress=shown, stop=asked)
         except KeyboardInterrupt:
-            _at_once(f"stopped at once; what is finished is in {job.folder_of(target)}, the same command goes on")
+            folder = job.folder_of(target)
+            kept = (
+                f"finished segments are in {folder}, the same command goes on" if folder.exists() else "nothing is kept"
+            )
+            _end_at_once(f"stopped at once; {kept}")
     for line in summary.lines():
         print(line)
     if summary.missing:
-        raise IncompleteError(f"{target} is incomplete: {summary.missing[0]}")
-    if strict and summary.damage:
-        raise IncompleteError(f"{target} was made of a damaged input: {summary.damage[0]}")
+        raise IncompleteError(f"{target} was written, but lacks {summary.missing[0]}")
+    if options.strict and summary.damage:
+        raise IncompleteError(f"{target} was written, but {summary.damage[0]}")
+
+
+def _options(choice: Choice) -> VideoOptions:
+    from srgan_fast.video.job import VideoOptions
+
+    matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
+    if choice.matrix not in matrices:
+        raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix}")
+    return VideoOptions(
+        codec=choice.codec or "auto",
+        crf=choice.crf,
+        preset=choice.preset,
+        ten_bit=choice.ten_bit,
+        matrix=matrices[choice.matrix],
+        strict=choice.strict,
+        restart=choice.resume is False,
+    )
+
+
+def _end_at_once(said: str) -> NoReturn:
+    """Raise Interrupted; where a thread is still within a long call, end the process without waiting for it."""
+    from srgan_fast.video.pipeline import THREAD_NAME
+
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        print(f"srgan-fast: {said}\nsrgan-fast: stopped", file=sys.stderr, flush=True)
+        os._exit(Interrupted.exit_code)
+    raise Interrupted(said)
+
+
+class _Shown:
+    """The progress, from the first frame on: only then is it known how many there were before."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._progress: VideoProgress | None = None
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, frames: int, total: int | None, busy_s: Mapping[str, float]) -> None:
+        from srgan_fast.cli.progress import VideoProgress
+
+        if self._progress is None:
+            self._progress = self._stack.enter_context(VideoProgress(total, frames - 1))
+        self._progress(frames, busy_s)

@@ -46,7 +46,6 @@ _KINDS = {
     "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26"), ("preset", "8")),
     "libvpx-vp9": _Kind(_PLANAR, 16384, ("crf", "24"), ("cpu-used", "2"), (("b", "0"), ("row-mt", "1"))),
     "ffv1": _Kind(_PLANAR, 32768, None, None, (("level", "3"),)),
-    "prores_ks": _Kind({10: "yuv422p10le"}, 16384, None, None, (("profile", "hq"),)),
     "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19"), ("preset", "p5"), _NVENC),
     "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21"), ("preset", "p5"), _NVENC),
     "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26"), ("preset", "p5"), _NVENC),
@@ -69,10 +68,14 @@ class Codec:
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may say of the encoder, in its own words; None is our default for it."""
+    """What may be said of the encoder, in its own words; None is our default for it.
+
+    `threads` change its bits: segments that are to be joined are encoded with the same number.
+    """
 
     crf: float | None = None
     preset: str | None = None
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def output_of(info: Info, scale: int, codec: Codec) -> Output:
         full=colour.full and colour.matrix != "rgb",
         depth=codec.depth,
         # At several times the size 4:2:0 holds all the chroma of any source, and every player knows it.
-        subsampling="400" if colour.subsampling == "400" else "422" if "422" in codec.pixel_format else "420",
+        subsampling="400" if colour.subsampling == "400" else "420",
         siting=colour.siting if codec.name in _TELL_SITING else "left",
         primaries=primaries if colour.primaries == UNKNOWN else colour.primaries,
         transfer=transfer if colour.transfer == UNKNOWN else colour.transfer,
@@ -202,6 +205,8 @@ class Encoder:
             )
             self._stream.time_base = output.time_base
             self._stream.codec_context.time_base = output.time_base
+            if options.threads is not None:
+                self._stream.codec_context.thread_count = options.threads
             tag(self._stream.codec_context, output)
         except BaseException:
             self._file.close()

@@ -65,7 +65,7 @@ def upscale_video(
     source: Path,
     target: Path,
     upscaler: Upscaler,
-    options: VideoOptions = VideoOptions(),  # noqa: B008
+    options: VideoOptions = VideoOptions(),
     *,
     progress: Progress | None = None,
     stop: Callable[[], bool] = lambda: False,

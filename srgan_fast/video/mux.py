@@ -34,6 +34,7 @@ CONTAINERS = {
 }
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
+_TELL_SHAPE = ("264", "265", "hevc")
 _MOST_TICKS = 10_000_000  # a second, in an MP4
 _TICK = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90_000)}
 
@@ -81,15 +82,20 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
             lost.append(f"chapters: {container} has none; write .mkv")
     if source.info.display is not None and source.info.rotation and container not in _TURNS:
         lost.append(f"the rotation of {source.info.rotation} degrees: {container} has none; write .mp4 or .mkv")
+    if _loses_shape(source.info.sar, codec.name, container):
+        lost.append(_shape_lost(source.info.sar, container))
     if source.info.hdr is not None and not holds_hdr(codec):
         lost.append(f"mastering display and light levels: {codec.name} writes none; take --codec libx265")
     return lost
 
 
-def join(source: Source, segments: Sequence[Path], target: Path, container: str, output: Output) -> Written:
+def join(
+    source: Source, segments: Sequence[Path], target: Path, container: str, output: Output, *, partly: bool = False
+) -> Written:
     """Write `target`: the video of the segments in order, and all else that the container can hold of the source.
 
-    Times are those of the source from its beginning on. The name of `target` says nothing of its container.
+    Times are those of the source from its beginning on. The name of `target` says nothing of its container. With
+    `partly` the segments are not all, and the other streams end with them.
 
     Raises:  OutputError if segments do not fit together, or the file cannot be written
     """
@@ -98,6 +104,8 @@ def join(source: Source, segments: Sequence[Path], target: Path, container: str,
     tick = _TICK.get(container)
     if tick is not None and (output.time_base / tick).denominator != 1:
         notes.append(f"{container} rounds timestamps to {1_000_000 * tick} microseconds")
+    if _loses_shape(output.sar, video.codec, container):
+        notes.append(f"dropped {_shape_lost(output.sar, container)}")
     try:
         with ExitStack() as stack:
             opened, main = stack.enter_context(source.opened())
@@ -109,7 +117,10 @@ def join(source: Source, segments: Sequence[Path], target: Path, container: str,
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
             _copy_chapters(opened, out, container, source.info.start_s, notes)
             shift = _ticks(source.info.start_s, output.time_base)
-            for _, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
+            end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
+            for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
+                if end is not None and at >= end:
+                    break
                 out.mux_one(packet)
         with target.open("rb+") as file:
             os.fsync(file.fileno())
@@ -139,6 +150,7 @@ class _Video:
                 if extradata not in (None, mine):
                     raise OutputError(f"{path.name} was encoded with other settings; start again with --restart")
                 extradata = mine
+                self.codec = stream.codec_context.name
                 times = [self._time(packet) for packet in container.demux(stream) if packet.size]
             ordered = sorted(times)
             delay = max([delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times))])
@@ -322,6 +334,15 @@ def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction, not
             shift = _ticks(start_s, chapter["time_base"])
             chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
         out.set_chapters(chapters)
+
+
+def _loses_shape(sar: Fraction, codec: str, container: str) -> bool:
+    """Whether neither the coding says the shape of pixels nor PyAV lets Matroska say it."""
+    return sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE)
+
+
+def _shape_lost(sar: Fraction, container: str) -> str:
+    return f"the shape of pixels {sar.numerator}:{sar.denominator}: {container} cannot say it; take --codec libx264"
 
 
 def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:

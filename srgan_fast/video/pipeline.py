@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -72,12 +73,13 @@ class Pipeline:
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._began = time.perf_counter()
-        self._idle_s = {name: 0.0 for name in (source[0], *(name for name, _ in stages))}
+        self._idle_s = dict.fromkeys((source[0], *(name for name, _ in stages)), 0.0)
+        self._since: dict[str, float | None] = {}
         self._ended_s: dict[str, float] = {}
         self._threads = [self._thread(source[0], lambda: iter(source[1]), None, self._queues[0])]
         for index, (name, work) in enumerate(stages):
             before, after = self._queues[index : index + 2]
-            self._threads.append(self._thread(name, lambda n=name, w=work, q=before: w(self._read(n, q)), before, after))
+            self._threads.append(self._thread(name, partial(self._staged, name, work, before), before, after))
 
     def __enter__(self) -> Pipeline:
         self._began = time.perf_counter()
@@ -108,7 +110,11 @@ class Pipeline:
     def busy_s(self) -> dict[str, float]:
         """Seconds that each stage has worked so far, rather than waited for the one before or after it."""
         now = time.perf_counter()
-        return {name: max(0.0, self._ended_s.get(name, now) - self._began - s) for name, s in self._idle_s.items()}
+        busy_s = {}
+        for name, idle_s in self._idle_s.items():
+            idle_s += now - since if (since := self._since.get(name)) is not None else 0.0
+            busy_s[name] = max(0.0, self._ended_s.get(name, now) - self._began - idle_s)
+        return busy_s
 
     def _thread(
         self, name: str, work: Callable[[], Iterable[Any]], before: _Queue | None, after: _Queue
@@ -118,8 +124,8 @@ class Pipeline:
             try:
                 results = work()
                 for item in results:
-                    self._wait(name, lambda item=item: after.put(item))
-                after.put(_END)
+                    self._wait(name, partial(after.put, item))
+                self._wait(name, partial(after.put, _END))
             except _Closed:
                 pass
             except BaseException as error:
@@ -143,15 +149,19 @@ class Pipeline:
         except BaseException as error:
             self._fail(error)
 
+    def _staged(self, name: str, work: Callable[[Iterator[Any]], Iterable[Any]], queue: _Queue) -> Iterable[Any]:
+        return work(self._read(name, queue))
+
     def _read(self, name: str, queue: _Queue) -> Iterator[Any]:
         while (item := self._wait(name, queue.get)) is not _END:
             yield item
 
     def _wait(self, name: str, work: Callable[[], Any]) -> Any:
-        start = time.perf_counter()
+        start = self._since[name] = time.perf_counter()
         try:
             return work()
         finally:
+            self._since[name] = None
             self._idle_s[name] += time.perf_counter() - start
 
     def _fail(self, error: BaseException) -> None:

@@ -14,8 +14,7 @@ import numpy as np
 from av.codec.codec import PixFmtLoss, find_best_pix_fmt_of_list
 from numpy.typing import NDArray
 
-from srgan_fast.errors import InputError
-from srgan_fast.video.colour import FOREIGN, MATRIX_OF, NEAREST, Colour, Matrix, Siting, Subsampling, guess_matrix
+from srgan_fast.video.colour import MATRIX_OF, NEAREST, Colour, Matrix, Siting, Subsampling, guess_matrix
 
 Note = Callable[[str], None]
 
@@ -64,10 +63,7 @@ def planes_of(frame: Any, size: tuple[int, int], note: Note) -> tuple[NDArray[An
 
 
 def colour_of(frame: Any, codec: str, siting: Siting, matrix: Matrix | None, note: Note) -> Colour:
-    """What the planes of a decoded frame mean; `matrix` is what the user says.
-
-    Raises:  InputError for colours that no matrix of ours comes near
-    """
+    """What the planes of a decoded frame mean; `matrix` is what the user says."""
     plain = "yuv420p10le" if frame.format.name == "p010le" else _plain(frame.format, lambda _: None)
     if frame.format.name == "nv12":
         plain = "yuv420p"
@@ -83,10 +79,6 @@ def colour_of(frame: Any, codec: str, siting: Siting, matrix: Matrix | None, not
     subsampling: Subsampling = "400" if match[1] is None else match[1]  # type: ignore[assignment]
     tagged = code in MATRIX_OF or code in NEAREST
     if matrix is None:
-        if code in FOREIGN:
-            raise InputError(
-                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[code]}; convert it first, or say --matrix"
-            )
         if code in NEAREST:
             matrix, spoken = NEAREST[code]
             note(f"the matrix {spoken} is read as {matrix}")

@@ -165,7 +165,9 @@ class Parts:
             self._path.mkdir(exist_ok=True)
             strangers = [name for name in sorted(os.listdir(self._path)) if not _OURS.fullmatch(name)]
             if strangers:
-                raise UsageError(f"expected {self._path} to hold parts of a video only, got {strangers[0]}; move it away")
+                raise UsageError(
+                    f"expected {self._path} to hold parts of a video only, got {strangers[0]}; move it away"
+                )
             lock = (self._path / _LOCK).open("wb")
         except OSError as error:
             raise OutputError(f"cannot use the folder {self._path}: {error.strerror}; name another output") from error

@@ -20,7 +20,7 @@ from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from srgan_fast.errors import InputError
-from srgan_fast.video.colour import Colour, Matrix
+from srgan_fast.video.colour import FOREIGN, Colour, Matrix
 from srgan_fast.video.planes import colour_of, planes_of, siting_of
 
 # Errors of FFmpeg are of one root, but for those that are OSError, EOFError or the like as well.
@@ -50,8 +50,8 @@ class Info:
     """What a file says of its video.
 
     Units:   `rotation` in degrees counterclockwise, as it is to be shown; `display` the matrix that says so, with
-             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks; `frames`, `end` and
-             `duration_s` as the file says, None if it does not
+             mirroring; `start_s` where the file begins, never before zero; `end` where the last frame ends, in ticks;
+             `frames`, `end` and `duration_s` as the file says, None if it does not
     """
 
     width: int
@@ -151,6 +151,11 @@ class Source:
         """Frames and packets that were corrupt in what was read, and frames that the file says it has but lacks."""
         return self._errors + self._truncated
 
+    @property
+    def missing(self) -> int:
+        """Frames that the file says it has but lacks, as far as it was read."""
+        return self._truncated
+
     def note(self, text: str) -> None:
         """Add to the notes what is not there yet."""
         if text not in self.notes:
@@ -181,7 +186,7 @@ class Source:
                     keys.append(packet.pts)
         return sorted(keys) if len(keys) > 1 else []
 
-    def frames(self, start: int | None = None, stop: int | None = None) -> Iterator[Frame]:
+    def frames(self, start: int | None = None, stop: int | None = None) -> Generator[Frame, None, None]:
         """Frames with start <= pts < stop, in order and each once; `start` and `stop` are of `keyframes`, or None.
 
         Raises:  InputError if there is none in the whole file
@@ -293,6 +298,11 @@ class Source:
             first = next(decoded, None)
         if first is None:
             raise InputError(f"expected a video, got no frame that can be decoded: {self.path}; fetch it again")
+        if self._matrix is None and int(first.colorspace) in FOREIGN:
+            raise InputError(
+                f"expected a video in BT.601, BT.709 or BT.2020, got {FOREIGN[int(first.colorspace)]}: {self.path}; "
+                "convert it first, or say which --matrix it is"
+            )
         context = stream.codec_context
         codec = context.codec.canonical_name
         siting = siting_of(first, codec, self.note)

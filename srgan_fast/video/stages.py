@@ -24,6 +24,7 @@ from srgan_fast.video.colour import Colour, from_rgb, to_rgb
 if TYPE_CHECKING:
     from srgan_fast.video.source import Frame
 
+
 @dataclass(frozen=True)
 class End:
     """Stands in the stream where a segment has had all of its frames, and says what was met in reading them."""

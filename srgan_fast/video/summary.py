@@ -42,7 +42,9 @@ class Summary:
 
     def lines(self) -> Iterator[str]:
         """The summary for a reader."""
-        said = f"{self.frames} frames of {self.output.width}x{self.output.height}, {self.duration_s:.2f} s, {self.codec}"
+        said = (
+            f"{self.frames} frames of {self.output.width}x{self.output.height}, {self.duration_s:.2f} s, {self.codec}"
+        )
         said += f" in {self.seconds:.1f} s"
         new = self.frames - self.resumed
         if self.resumed:
@@ -71,14 +73,11 @@ def describe(
     Raises:  IncompleteError if it has not every frame and stream that went into it; the parts are kept then
     """
     frames = sum(record.frames for record in records)
-    there, span_s, streams = _read_back(joined)
-    if (there, written.frames) != (frames, frames) or len(streams) < written.streams:
-        raise IncompleteError(
-            f"expected {frames} frames and {written.streams} streams in the output, got {there} and {len(streams)}; "
-            "its parts are kept, report this"
-        )
+    there, span_s, streams, chapters = _read_back(joined)
+    if (there, written.frames) != (frames, frames):
+        raise IncompleteError(f"expected {frames} frames in the output, got {there}; its parts are kept, report this")
     step_s = float(1 / output.rate)
-    if abs(span_s + step_s - written.duration_s) > max(step_s, written.duration_s - span_s) + _ROUNDING_S:
+    if not abs(span_s + step_s - written.duration_s) <= max(step_s, written.duration_s - span_s) + _ROUNDING_S:
         raise IncompleteError(
             f"expected {written.duration_s:.3f} s of video in the output, got {span_s + step_s:.3f}; "
             "its parts are kept, report this"
@@ -88,32 +87,34 @@ def describe(
     damaged = sum(record.damaged for record in records)
     seen = [*video.notes, *(note for record in records for note in record.notes)]
     lost = [note.removeprefix("dropped ") for note in written.notes if note.startswith("dropped ")]
+    lost = list(dict.fromkeys([*dropped, *lost]))
+    with video.opened() as (container, _):
+        expected = len(container.streams) - sum(note.startswith(("stream ", "attachment ")) for note in lost)
     changed = [*_changes(info, output), *seen, *(note for note in written.notes if not note.startswith("dropped "))]
     return Summary(
         output=output,
         codec=codec.name,
         frames=frames,
         duration_s=written.duration_s,
-        kept=(", ".join(streams[1:]),) if len(streams) > 1 else (),
+        kept=(", ".join([*streams[1:], *chapters]),) if len(streams) + len(chapters) > 1 else (),
         changed=tuple(dict.fromkeys(changed)),
-        dropped=tuple(dict.fromkeys([*dropped, *lost])),
+        dropped=tuple(lost),
         damage=(f"{damaged} frames or packets of the input are damaged",) if damaged else (),
-        missing=(f"{lacking} frames that the input says it has",) if lacking > 0 else (),
+        missing=(
+            *((f"{lacking} frames that the input says it has",) if lacking > 0 else ()),
+            *((f"{expected - len(streams)} streams of the input",) if len(streams) < expected else ()),
+        ),
     )
 
 
-def _read_back(path: Path) -> tuple[int, float, list[str]]:
-    """Frames, seconds from the first to the last, and what streams and chapters there are, the video first."""
-    times: list[int] = []
+def _read_back(path: Path) -> tuple[int, float, list[str], list[str]]:
+    """Frames, seconds from the first to the last, what streams there are, the video first, and chapters."""
     with av.open(str(path)) as container:
         video = main_stream(container)
-        for packet in container.demux(video):
-            if packet.size:
-                times.append(packet.pts)
         streams = ["video", *(_named(stream) for stream in container.streams if stream.index != video.index)]
-        if chapters := container.chapters():
-            streams.append(f"{len(chapters)} chapters")
-        return len(times), float((max(times) - min(times)) * video.time_base), streams
+        chapters = [f"{len(found)} chapters"] if (found := container.chapters()) else []
+        times = [packet.pts for packet in container.demux(video) if packet.size]
+        return len(times), float((max(times) - min(times)) * video.time_base), streams, chapters
 
 
 def _named(stream: Any) -> str:
