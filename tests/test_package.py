@@ -28,7 +28,7 @@ LAYERS = [
     {"backends"},
     {"upscaler", "reuse", "stream"},
     {"evaluate"},
-    {"train", "video"},
+    {"train", "video", "vapoursynth"},
     {"bench"},
     {"cli"},
     {"__main__"},

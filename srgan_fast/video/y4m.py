@@ -98,7 +98,7 @@ def read_frames(source: BinaryIO, header: Header) -> Iterator[tuple[Tensor, ...]
         data = bytearray(sum(sizes))
         got = _fill(source, data)
         if got < len(data):
-            raise InputError(f"frame {count + 1} is cut off: expected {len(data)} bytes, got {got}; {count} are whole")
+            raise InputError(f"frame {count + 1} is cut off: expected {len(data)} bytes, got {got}")
         count += 1
         flat = torch.split(torch.frombuffer(data, dtype=dtype), [size // dtype.itemsize for size in sizes])
         yield tuple(plane.view(shape) for plane, shape in zip(flat, header.planes, strict=True))
@@ -107,21 +107,20 @@ def read_frames(source: BinaryIO, header: Header) -> Iterator[tuple[Tensor, ...]
 def upscale(
     source: BinaryIO,
     target: BinaryIO,
+    header: Header,
     upscaler: Upscaler,
     *,
-    matrix: Matrix | None = None,
     reuse: Literal["auto", "off"] = "auto",
     summary: Summary | None = None,
 ) -> Summary:
-    """Upscale a stream into a stream of the same format, frame by frame, as long as there are frames.
+    """Upscale the frames behind a header into a stream of the same format, as long as there are any.
 
     `summary` is filled as frames are written, for a caller who has to say after an error how many there were.
 
-    Raises:  InputError for what is not y4m, has no frames, or is cut off: the frames before are written
+    Raises:  InputError if there are no frames or one is cut off: those before it are written
     """
-    summary = summary or Summary()
-    header = read_header(source, matrix)
-    if matrix is None and header.colour.subsampling != "400":
+    summary = Summary() if summary is None else summary
+    if not header.colour.tagged and header.colour.subsampling != "400":
         summary.notes.append(f"y4m does not say its matrix: {header.colour.matrix} by the size")
     if any(word in ("It", "Ib", "Im") for word in header.words):
         summary.notes.append("the frames are interlaced, and were upscaled as they are")
