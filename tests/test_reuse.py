@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,11 @@ from models import model_of
 
 from srgan_fast import Upscaler
 from srgan_fast import reuse as module
+from srgan_fast.bench import reuse as bench
+from srgan_fast.bench.claims import verify
+from srgan_fast.bench.figures import reuse_figures
+from srgan_fast.bench.record import content_id
+from srgan_fast.bench.table import reuse_table
 from srgan_fast.errors import MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.reuse import Reuse
@@ -319,3 +325,34 @@ def test_what_is_known_does_not_keep_an_upscaler() -> None:
     del reuse, stand
     gc.collect()
     assert gone() is None
+
+
+def test_the_suite(tiny: Path, run: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bench, "_WARM_UP", 1)
+    out = tmp_path / "records.jsonl"
+    code, said, err = run("bench", "reuse", "--model", tiny, "--size", "130x110", "--runs", 1, "--json", out)
+    assert code == 0, err
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [one["pattern"] for one in records] == list(bench.PATTERNS)
+    for one in records:
+        assert one["quality"]["gate"] == "pass"
+        assert one["derived"] == reuse_figures(one["raw"])
+        assert one["pattern"] in said
+        one["env"]["dirty"] = False
+        one["id"] = content_id(one)
+        verify(one, records)
+    assert records[-1]["derived"]["speedup"] > 1  # of nothing
+    records[0]["derived"]["speedup"] *= 2
+    records[0]["id"] = content_id(records[0])
+    with pytest.raises(ValueError, match="speedup"):
+        verify(records[0], records)
+
+
+def test_a_picture_that_differs_has_no_figures(tiny: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(bench, "PATTERNS", {"nothing": ()})
+    monkeypatch.setattr(bench.Reuse, "__call__", lambda self, frame: torch.zeros(4 * len(frame), 4 * frame.shape[1], 3))
+    (one,) = bench.measure(str(tiny), 16, 16, 1, "cpu")
+    assert (one["quality"]["gate"], one["derived"]) == ("fail", {})
+    assert "gate failed" in reuse_table([one]).text()
+    with pytest.raises(ValueError, match="at least 1 run"):
+        next(bench.measure(str(tiny), 16, 16, 0, "cpu"))
