@@ -99,10 +99,20 @@ class Reuse:
         self._given += frame.shape[0] * frame.shape[1]
         if not self._keeps:
             return self._whole(frame)
+        try:
+            return self._next(frame)
+        except MemoryBudgetError:
+            # The budget was made for a frame, not for the one before it too.
+            if self._hr is None:
+                raise
+            self._turn_off("the memory budget leaves no room for the frame before")
+            return self._whole(frame)
+
+    def _next(self, frame: Tensor) -> Tensor:
         lr = self._lr
         # On an error what is held here may be half of one frame and half of the next.
         self._lr = None
-        if lr is None or (lr.shape, lr.dtype, lr.device) != (frame.shape, frame.dtype, frame.device):
+        if lr is None or not _alike(lr, frame):
             return self._anew(frame)
         changed = _changed_blocks(lr, frame)
         if changed.any():
@@ -123,26 +133,15 @@ class Reuse:
         return self._upscaler(frame, layout="HWC")
 
     def _anew(self, frame: Tensor) -> Tensor:
-        try:
-            hr = _sizes_for(self._upscaler, frame).run(frame)
-            self._keep(frame, hr)
-        except MemoryBudgetError:
-            # The budget was made for a frame, not for the one before it too.
-            if self._hr is None:
-                raise
-            self._turn_off("the memory budget leaves no room for the frame before")
-            return self._whole(frame)
+        hr = _sizes_for(self._upscaler, frame).run(frame)
         self._computed += frame.shape[0] * frame.shape[1]
+        self._keep(frame, hr)
         return hr
 
     def _keep(self, frame: Tensor, hr: Tensor) -> None:
         if self.shared:
             self._hr = hr
-        elif self._hr is not None and (self._hr.shape, self._hr.dtype, self._hr.device) == (
-            hr.shape,
-            hr.dtype,
-            hr.device,
-        ):
+        elif self._hr is not None and _alike(self._hr, hr):
             self._hr.copy_(hr)
         else:
             self._hr = hr.clone()
@@ -185,6 +184,10 @@ class Reuse:
             self._hr[top * s : bottom * s, left * s : right * s] = piece[
                 (top - y0) * s : (bottom - y0) * s, (left - x0) * s : (right - x0) * s
             ]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
 
 
 def _changed_blocks(before: Tensor, after: Tensor) -> NDArray[np.bool_]:
@@ -279,16 +282,16 @@ class _Sizes:
         vector of the library differ then.
         """
         pixels = shape[0] * shape[1]
-        if self._noise is None:
+        noise = self._noise
+        if noise is None:
             generator = torch.Generator().manual_seed(0)
             low, high = (48, 208) if self._dtype == torch.uint8 else (48 << 8, 208 << 8)
             size = (self._height, self._width, 3)
             lr = torch.randint(low, high, size, generator=generator, dtype=torch.int32)
             lr = lr.to(self._dtype).to(self._device)
-            hr = self.run(lr)
-            self._noise = lr, hr
+            noise = self._noise = lr, self.run(lr)
             pixels += self._height * self._width
-        lr, hr = self._noise
+        lr, hr = noise
         top, left = (_odd((whole - part) // 2) for whole, part in zip((self._height, self._width), shape, strict=True))
         bottom, right = top + shape[0], left + shape[1]
         piece = self.run(lr[top:bottom, left:right])
@@ -357,13 +360,14 @@ class _Sizes:
 
     def _table(self) -> NDArray[np.float64]:
         """Expected seconds by the index of the least rows and columns: of the best size that is as large or larger."""
-        if self._costs is not None:
-            return self._costs
+        # Another thread may have its own stream of the same upscaler, and empty this at any time.
+        if (costs := self._costs) is not None:
+            return costs
         shape = len(self._rows), len(self._columns)
         own = np.empty(shape)
         a_pixel = self._whole_s() / (self._height * self._width)
         # What a call takes beside its pixels, where it is least of the sizes that are known.
-        known = {size: min(times) for size, times in self._seconds.items() if len(times) >= _TIMES}
+        known = {size: min(times) for size, times in list(self._seconds.items()) if len(times) >= _TIMES}
         known.pop((self._height, self._width), None)
         call = max(0.0, min((took - a_pixel * rows * columns for (rows, columns), took in known.items()), default=0.0))
         for i, rows in enumerate(self._rows):
@@ -372,7 +376,8 @@ class _Sizes:
                 own[i, j] = known.get(size, call + a_pixel * rows * columns)
                 if size not in self.tried:
                     own[i, j] *= _UNTRIED
-        costs, best = own.copy(), np.arange(own.size).reshape(shape)
+        costs = own.copy()
+        best = np.arange(own.size).reshape(shape)
         # From the largest down: a larger size that was tried, or is quicker, may serve.
         for i in reversed(range(shape[0])):
             for j in reversed(range(shape[1])):
