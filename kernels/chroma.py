@@ -33,7 +33,8 @@ def quantised(x: Tensor, top: int, dtype: torch.dtype) -> Tensor:
     """floor(clamp(x, 0, top) + 0.5) for an integer dtype; floats as they are."""
     if dtype.is_floating_point:
         return x.to(dtype)
-    return x.clamp(0, top).add_(0.5).floor_().to(torch.int32).to(dtype)
+    x = x.clamp(0, top).add_(0.5)  # a cast of what is not negative rounds down
+    return x.to(torch.uint8) if dtype == torch.uint8 else x.to(torch.int32).to(dtype)
 
 
 def shift(x: Tensor, by: int, dim: int) -> Tensor:

@@ -269,6 +269,20 @@ def test_without_loss_the_planes_come_back_as_they_were(codec: str, depth: int, 
         assert all(np.array_equal(one, other) for one, other in zip(planes, frame.planes, strict=True))
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_frames_before_zero_are_shown(suffix: str, tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mp4", sounds=[Sound()]))
+    codec = choose("libx264", 128, 96, 8)
+    output = output_of(source.info, SCALE, codec)
+    encoder = Encoder(tmp_path / "0.nut", output, codec, Options(preset="ultrafast"))
+    for pts in (-5120, -4608, 0, 512):
+        encoder.write([np.full((96, 128), 99, np.uint8)], pts)
+    encoder.close()
+    join(source, [tmp_path / "0.nut"], tmp_path / f"out{suffix}", container_of(Path(f"out{suffix}")), output)
+    times, _ = times_of(tmp_path / f"out{suffix}")
+    assert [round(1000 * (time - times[0])) for time in times] == [0, 40, 400, 440]
+
+
 def test_segments_of_other_settings_are_refused(tmp_path: Path) -> None:
     source = Source(make(tmp_path / "in.mp4", times=range(20)))
     codec = choose("libx264", 128, 96, 8)

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from clips import FRAMES, W, after, cut, drawn, flipped, make
 from video_kinds import REFUSED
 
@@ -132,6 +133,15 @@ def test_several_readers_at_once(tmp_path: Path) -> None:
     assert mixed == list(zip(times[:10], after_key[:10], strict=True))
     first.close()
     second.close()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU may have NVDEC")
+def test_without_nvdec_the_cpu_decodes_and_it_is_said(tmp_path: Path) -> None:
+    path = make(tmp_path / "in.mp4")
+    source = Source(path, hardware=True)
+    for one, other in zip(source.frames(), Source(path).frames(), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one.planes, other.planes, strict=True))
+    assert [note for note in source.notes if "no NVDEC here" in note]
 
 
 def test_names_that_look_like_protocols(tmp_path: Path) -> None:

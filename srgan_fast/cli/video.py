@@ -88,18 +88,19 @@ ReuseName = Annotated[
 class Choice(NamedTuple):
     """The options of videos as a user has given them."""
 
-    codec: str | None
-    crf: float | None
-    preset: str | None
-    ten_bit: bool
-    matrix: str | None
-    strict: bool
-    resume: bool | None
-    reuse: str | None
+    codec: str | None = None
+    crf: float | None = None
+    preset: str | None = None
+    ten_bit: bool = False
+    matrix: str | None = None
+    strict: bool = False
+    resume: bool | None = None
+    reuse: str | None = None
 
     def given(self) -> list[str]:
         """The names of those that were given."""
-        return ["--" + name.replace("_", "-") for name, value in self._asdict().items() if value not in (None, False)]
+        pairs = zip(self._fields, self, Choice(), strict=True)
+        return ["--" + name.replace("_", "-") for name, value, usual in pairs if value != usual]
 
 
 def wanted(source: Path, target: Path) -> bool:
@@ -163,7 +164,7 @@ def _end_at_once(said: str) -> NoReturn:
     from srgan_fast.video.pipeline import THREAD_NAME
 
     if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
-        print(f"srgan-fast: {said}\nsrgan-fast: stopped", file=sys.stderr, flush=True)
+        print(f"srgan-fast: {said}", file=sys.stderr, flush=True)
         os._exit(Interrupted.exit_code)
     raise Interrupted(said)
 

@@ -27,28 +27,44 @@ _SITINGS = {"left": "left", "centre": "center", "topleft": "topleft"}
 _TELL_SITING = ("libx264", "libx265")
 
 
+# Where zero lies in a segment: NUT has no negative times.
+ORIGIN = 1 << 40
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """An encoder of FFmpeg: its pixel format by depth, its largest side, its option for quality, and how it is run."""
+    """An encoder of FFmpeg: its pixel format by depth, its largest side, its options for quality and speed.
+
+    Quality has a name, our default and the most it may be; `presets` are the names of its speeds.
+    """
 
     formats: dict[int, str]
     largest: int
-    quality: tuple[str, str] | None
+    quality: tuple[str, str, int] | None
     preset: tuple[str, str] | None
+    presets: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] = ()
 
 
 _PLANAR = {8: "yuv420p", 10: "yuv420p10le"}
 _NVENC = (("rc", "vbr"), ("b", "0"))
+_NVENC_PRESETS = tuple(f"p{speed}" for speed in range(1, 8))
+_VP9_PRESETS = tuple(map(str, range(9)))
+_X26_PRESETS = (
+    *("ultrafast", "superfast", "veryfast", "faster", "fast"),
+    *("medium", "slow", "slower", "veryslow", "placebo"),
+)
 _KINDS = {
-    "libx264": _Kind(_PLANAR, 16384, ("crf", "18"), ("preset", "medium")),
-    "libx265": _Kind(_PLANAR, 16384, ("crf", "20"), ("preset", "medium")),
-    "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26"), ("preset", "8")),
-    "libvpx-vp9": _Kind(_PLANAR, 16384, ("crf", "24"), ("cpu-used", "2"), (("b", "0"), ("row-mt", "1"))),
-    "ffv1": _Kind(_PLANAR, 32768, None, None, (("level", "3"),)),
-    "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19"), ("preset", "p5"), _NVENC),
-    "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21"), ("preset", "p5"), _NVENC),
-    "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26"), ("preset", "p5"), _NVENC),
+    "libx264": _Kind(_PLANAR, 16384, ("crf", "18", 51), ("preset", "medium"), _X26_PRESETS),
+    "libx265": _Kind(_PLANAR, 16384, ("crf", "20", 51), ("preset", "medium"), _X26_PRESETS),
+    "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26", 63), ("preset", "8"), tuple(map(str, range(14)))),
+    "libvpx-vp9": _Kind(
+        _PLANAR, 16384, ("crf", "24", 63), ("cpu-used", "2"), tuple(map(str, range(9))), (("b", "0"), ("row-mt", "1"))
+    ),
+    "ffv1": _Kind(_PLANAR, 32768, None, None, (), (("level", "3"),)),
+    "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
+    "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
+    "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
 }
 # In the order in which auto tries them.
 _ALIKE = ("h264_nvenc", "hevc_nvenc", "libx264", "libx265")
@@ -80,8 +96,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Output:
-    """The video to be written: `colour` is what `from_rgb` must give, always tagged."""
+    """The video to be written: `colour` is what `from_rgb` must give, always tagged; `codec` is the encoder's name."""
 
+    codec: str
     width: int
     height: int
     time_base: Fraction
@@ -163,7 +180,7 @@ def output_of(info: Info, scale: int, codec: Codec) -> Output:
         transfer=transfer if colour.transfer == UNKNOWN else colour.transfer,
         tagged=True,
     )
-    return Output(width, height, info.time_base, info.rate or Fraction(25), info.sar, wanted, info.hdr)
+    return Output(codec.name, width, height, info.time_base, info.rate or Fraction(25), info.sar, wanted, info.hdr)
 
 
 def tag(target: Any, output: Output) -> None:
@@ -186,12 +203,12 @@ class Encoder:
 
     def __init__(self, path: Path, output: Output, codec: Codec, options: Options = Options()) -> None:
         self._path, self._output, self._codec = path, output, codec
-        self.frames = 0
+        self.frames = self._packets = 0
         self._neutral = 1 << (codec.depth - 1)
         with self._reporting():
             self._file = path.open("wb")
         try:
-            # NUT keeps any time base and any timestamps; by itself the muxer would move what begins before zero.
+            # NUT keeps any time base and any timestamps, but for the muxer that would move them.
             self._container: Any = av.open(self._file, "w", format="nut", options={"avoid_negative_ts": "disabled"})
             add: Any = self._container.add_stream  # typed for sound and text as well
             self._stream = add(
@@ -218,18 +235,25 @@ class Encoder:
             frame = frame_from(planes, self._codec.pixel_format, self._neutral)
             frame.pts, frame.time_base = pts, self._output.time_base
             tag(frame, self._output)
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._stream.encode(frame))
         self.frames += 1
 
     def close(self) -> None:
         """Finish the file and bring it to the disk; without a frame it stays empty."""
         with self._reporting():
             if self.frames:
-                self._container.mux(self._stream.encode())
+                self._mux(self._stream.encode())
                 self._container.close()
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
+
+    def _mux(self, packets: Sequence[Any]) -> None:
+        for packet in packets:
+            # Times of decoding are made when segments are joined; those of x265 are at times later than the frame.
+            packet.pts, packet.dts = packet.pts + ORIGIN, self._packets
+            self._packets += 1
+            self._container.mux_one(packet)
 
     def abort(self) -> None:
         """Remove the file, whatever state it is in."""
@@ -237,19 +261,16 @@ class Encoder:
         self._path.unlink(missing_ok=True)
 
     def _settings(self, options: Options) -> dict[str, str]:
+        check_options(self._codec, options)
         kind = _KINDS[self._codec.name]
         settings = {**dict(kind.options), **_quiet(self._codec.name)}
         settings["chroma_sample_location"] = _SITINGS[self._output.colour.siting]
         if kind.quality is not None:
-            name, value = kind.quality
+            name, value, _ = kind.quality
             settings[name] = value if options.crf is None else f"{options.crf:g}"
-        elif options.crf is not None:
-            raise UsageError(f"{self._codec.name} has no --crf; leave it out")
         if kind.preset is not None:
             name, value = kind.preset
             settings[name] = value if options.preset is None else options.preset
-        elif options.preset is not None:
-            raise UsageError(f"{self._codec.name} has no --preset; leave it out")
         hdr = self._output.hdr
         if hdr is not None and self._codec.name == "libx265":
             settings["x265-params"] += _hdr10(hdr)
@@ -280,9 +301,27 @@ class _Reporting:
             raise OutputError(f"{self._codec} failed on {self._path}: {reason}; try another --codec") from error
 
 
-def holds_hdr(codec: Codec) -> bool:
-    """Whether mastering display and light levels reach the stream."""
-    return codec.name == "libx265"
+def check_options(codec: Codec, options: Options) -> None:
+    """Refuse at once what the encoder would refuse, or take for something else, at the first frame.
+
+    Raises:  UsageError for an option that it does not have, or a value that it does not know
+    """
+    kind = _KINDS[codec.name]
+    if options.crf is not None:
+        if kind.quality is None:
+            raise UsageError(f"{codec.name} has no --crf; leave it out")
+        if not 0 <= options.crf <= kind.quality[2]:
+            raise UsageError(f"expected a --crf of {codec.name} from 0 to {kind.quality[2]}, got {options.crf:g}")
+    if options.preset is not None:
+        if kind.preset is None:
+            raise UsageError(f"{codec.name} has no --preset; leave it out")
+        if options.preset not in kind.presets:
+            raise UsageError(f"expected a --preset of {codec.name} ({', '.join(kind.presets)}), got {options.preset}")
+
+
+def holds_hdr(codec: str) -> bool:
+    """Whether an encoder puts mastering display and light levels into the stream."""
+    return codec == "libx265"
 
 
 def _quiet(name: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ import av
 
 from srgan_fast.errors import Interrupted, OutputError, UsageError
 from srgan_fast.video.colour import Matrix
-from srgan_fast.video.encoder import Codec, Encoder, Options, Output, choose, output_of
+from srgan_fast.video.encoder import Codec, Encoder, Options, Output, check_options, choose, output_of
 from srgan_fast.video.mux import container_of, join, limits
 from srgan_fast.video.pipeline import Pipeline
 from srgan_fast.video.segments import Folder, Parts, Record, Segment, cut, fingerprint
@@ -88,6 +88,7 @@ def upscale_video(
         size = info.width * upscaler.scale, info.height * upscaler.scale
         codec = choose(options.codec, *size, depth, container)
         output = output_of(info, upscaler.scale, codec)
+        check_options(codec, Options(options.crf, options.preset))
         dropped = limits(video, target, codec)
         if dropped and options.strict:
             raise UsageError(f"{target.name} would not hold all of {source.name}: {dropped[0]}; or leave --strict out")
@@ -145,7 +146,7 @@ def render(
 
     Raises:  the first error that a stage has met; what was finished before stays finished
     """
-    with Source(task.source, matrix=task.matrix) as video:
+    with Source(task.source, matrix=task.matrix, hardware=upscaler.device != "cpu") as video:
         height, width = video.info.height, video.info.width
         itemsize = 1 if video.info.colour.depth == 8 else 2
         together = max(1, min(_BATCH, _BATCH_PIXELS // (height * width)))

@@ -19,7 +19,7 @@ import av
 import av.error
 
 from srgan_fast.errors import OutputError, UsageError
-from srgan_fast.video.encoder import Codec, Output, holds_hdr, tag
+from srgan_fast.video.encoder import ORIGIN, Codec, Output, holds_hdr, tag
 from srgan_fast.video.source import FFMPEG_ERRORS, Source
 
 CONTAINERS = {
@@ -35,6 +35,7 @@ CONTAINERS = {
 _TURNS = frozenset({"mp4", "mov", "matroska"})
 _CHAPTERS = frozenset({"mp4", "mov", "matroska", "webm", "nut"})
 _TELL_SHAPE = ("264", "265", "hevc")
+_UPRIGHT = (65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
 _MOST_TICKS = 10_000_000  # a second, in an MP4
 _TICK = {"matroska": Fraction(1, 1000), "webm": Fraction(1, 1000), "mpegts": Fraction(1, 90_000)}
 
@@ -75,18 +76,8 @@ def limits(source: Source, target: Path, codec: Codec) -> list[str]:
             trial.add_stream(codec.name)
         except ValueError as error:
             raise UsageError(f"{target.suffix} cannot hold video of {codec.name}; write {target.stem}.mkv") from error
-    lost = []
     with source.opened() as (opened, main):
-        lost += [reason for _, reason in _others(opened, main, container) if reason is not None]
-        if opened.chapters() and container not in _CHAPTERS:
-            lost.append(f"chapters: {container} has none; write .mkv")
-    if source.info.display is not None and source.info.rotation and container not in _TURNS:
-        lost.append(f"the rotation of {source.info.rotation} degrees: {container} has none; write .mp4 or .mkv")
-    if _loses_shape(source.info.sar, codec.name, container):
-        lost.append(_shape_lost(source.info.sar, container))
-    if source.info.hdr is not None and not holds_hdr(codec):
-        lost.append(f"mastering display and light levels: {codec.name} writes none; take --codec libx265")
-    return lost
+        return _losses(source, opened, main, container, codec.name)
 
 
 def join(
@@ -101,27 +92,35 @@ def join(
     """
     video = _Video([path for path in segments if path.stat().st_size], output, source.info.end)
     notes: list[str] = []
+    # What lies before zero a player would not show.
+    begin = min(source.info.start_s, video.times[0] * output.time_base)
     tick = _TICK.get(container)
     if tick is not None and (output.time_base / tick).denominator != 1:
         notes.append(f"{container} rounds timestamps to {1_000_000 * tick} microseconds")
-    if _loses_shape(output.sar, video.codec, container):
-        notes.append(f"dropped {_shape_lost(output.sar, container)}")
     try:
         with ExitStack() as stack:
             opened, main = stack.enter_context(source.opened())
+            notes += [f"dropped {lost}" for lost in _losses(source, opened, main, container, output.codec)]
             out = stack.enter_context(
                 av.open(os.fspath(target), "w", format=container, options=_options(container, opened, output))
             )
             stream = video.add_to(out, source, main, container)
-            copies = _Copies(opened, main, out, container, notes, source.info.start_s)
+            copies = _Copies(opened, main, out, container, notes, begin)
             out.metadata.update(_kept(opened.metadata, _FILE_KEYS))
-            _copy_chapters(opened, out, container, source.info.start_s, notes)
-            shift = _ticks(source.info.start_s, output.time_base)
+            _copy_chapters(opened, out, container, begin)
+            shift = _ticks(begin, output.time_base)
             end = (video.times[0] - shift + video.duration) * output.time_base if partly else None
             for at, packet in heapq.merge(video.packets(stream, shift), copies.packets(), key=lambda pair: pair[0]):
                 if end is not None and at >= end:
                     break
-                out.mux_one(packet)
+                try:
+                    out.mux_one(packet)
+                except (av.error.ArgumentError, av.error.InvalidDataError):
+                    if packet.stream is stream:
+                        raise
+                    copies.refused += 1
+        if copies.refused:
+            notes.append(f"dropped {copies.refused} damaged packets of other streams")
         with target.open("rb+") as file:
             os.fsync(file.fileno())
         with av.open(os.fspath(target)) as written:
@@ -129,7 +128,7 @@ def join(
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; free some space or name another folder") from error
     except FFMPEG_ERRORS as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}; try an .mkv") from error
+        raise OutputError(f"cannot write {target}: {error.strerror or error}; try another container") from error
     return Written(len(video.times), float(video.duration * output.time_base), streams, notes)
 
 
@@ -150,7 +149,6 @@ class _Video:
                 if extradata not in (None, mine):
                     raise OutputError(f"{path.name} was encoded with other settings; start again with --restart")
                 extradata = mine
-                self.codec = stream.codec_context.name
                 times = [self._time(packet) for packet in container.demux(stream) if packet.size]
             ordered = sorted(times)
             delay = max([delay, *(index - bisect_left(ordered, time) for index, time in enumerate(times))])
@@ -205,7 +203,7 @@ class _Video:
         time = packet.pts * packet.time_base / self._output.time_base
         if time.denominator != 1:
             raise OutputError("a segment has times of another source; start again with --restart")
-        return int(time)
+        return int(time) - ORIGIN
 
 
 class _Copies:
@@ -213,11 +211,12 @@ class _Copies:
 
     def __init__(self, opened: Any, main: Any, out: Any, container: str, notes: list[str], start_s: Fraction) -> None:
         self._opened, self._notes = opened, notes
+        self.refused = 0
         self._streams: dict[int, _Copied] = {}
         for stream, reason in _others(opened, main, container):
             if reason is not None:
-                notes.append(f"dropped {reason}")
-            elif stream.type == "attachment" or _attached(stream, container):
+                continue
+            if stream.type == "attachment" or _attached(stream, container):
                 _attach(out, opened, stream)
             elif stream.type != "data":  # a timecode is written anew, from the metadata of the video
                 copy = out.add_stream_from_template(stream, opaque=True)
@@ -235,7 +234,7 @@ class _Copies:
         while True:
             try:
                 packet = next(packets, None)
-            except FFMPEG_ERRORS:
+            except (*FFMPEG_ERRORS, IndexError):  # PyAV does not know streams that begin in the middle
                 self._notes.append("the source cannot be read to its end: other streams end there")
                 return
             if packet is None:
@@ -277,6 +276,23 @@ class _Copied:
         if packet.pts is not None:
             packet.pts -= self.shift
         return moved
+
+
+def _losses(source: Source, opened: Any, main: Any, container: str, codec: str) -> list[str]:
+    """What a container and an encoder cannot hold of a source, each with what can."""
+    info = source.info
+    lost = [reason for _, reason in _others(opened, main, container) if reason is not None]
+    if opened.chapters() and container not in _CHAPTERS:
+        lost.append(f"chapters: {container} has none; write .mkv")
+    if info.display is not None and info.display != _UPRIGHT and container not in _TURNS:
+        lost.append(f"the rotation of {info.rotation} degrees: {container} has none; write .mp4 or .mkv")
+    # Matroska can say it as well, but PyAV does not let it.
+    if info.sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE):
+        shape = f"{info.sar.numerator}:{info.sar.denominator}"
+        lost.append(f"the shape of pixels {shape}: {container} cannot say it; take --codec libx264")
+    if info.hdr is not None and not holds_hdr(codec):
+        lost.append(f"mastering display and light levels: {codec} writes none; take --codec libx265")
+    return lost
 
 
 def _others(opened: Any, main: Any, container: str) -> list[tuple[Any, str | None]]:
@@ -325,24 +341,13 @@ def _attach(out: Any, opened: Any, stream: Any) -> None:
         out.add_attachment(name, stream.metadata.get("mimetype", f"image/{kind}"), bytes(packet))
 
 
-def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction, notes: list[str]) -> None:
+def _copy_chapters(opened: Any, out: Any, container: str, start_s: Fraction) -> None:
     chapters = opened.chapters()
-    if chapters and container not in _CHAPTERS:
-        notes.append(f"dropped chapters: {container} has none; write .mkv")
-    elif chapters:
+    if chapters and container in _CHAPTERS:
         for chapter in chapters:
             shift = _ticks(start_s, chapter["time_base"])
             chapter["start"], chapter["end"] = chapter["start"] - shift, chapter["end"] - shift
         out.set_chapters(chapters)
-
-
-def _loses_shape(sar: Fraction, codec: str, container: str) -> bool:
-    """Whether neither the coding says the shape of pixels nor PyAV lets Matroska say it."""
-    return sar != 1 and container in ("matroska", "webm") and not any(name in codec for name in _TELL_SHAPE)
-
-
-def _shape_lost(sar: Fraction, container: str) -> str:
-    return f"the shape of pixels {sar.numerator}:{sar.denominator}: {container} cannot say it; take --codec libx264"
 
 
 def _kept(metadata: dict[str, str], dropped: frozenset[str]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 import av
 import av.error
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
@@ -28,6 +29,8 @@ FFMPEG_ERRORS = (av.error.FFmpegError,)
 _MICROSECONDS = 1_000_000
 # Demuxers that tell the length of what a whole file would have; the others measure what is there.
 _TELL_LENGTH = ("matroska", "flv", "asf")
+# Those in which a packet of H.264 or HEVC is a frame.
+_ONE_EACH = ("matroska", "mov")
 _PATIENCE = 16  # errors of the demuxer in a row before the file counts as at its end
 _CUT_SHORT_S = 0.3
 
@@ -86,7 +89,8 @@ class _Reading:
     """One pass over the packets of the video: what went wrong, and how far it got."""
 
     errors: int = 0
-    end_s: float = 0.0
+    end: int | None = None  # of the video, in ticks
+    end_s: float = 0.0  # of any stream
     packets: int = 0
     ended: bool = False
 
@@ -123,13 +127,14 @@ class Source:
     """The video of a file: what it is, and its frames.
 
     `notes` says what was odd, `damaged` counts frames and packets that were corrupt or are missing, in what was read.
-    A file may be read from several threads, with a `frames` each.
+    A file may be read from several threads, with a `frames` each. With `hardware` NVDEC decodes, where there is one.
 
     Raises:  InputError in one line for what is not a video, or holds no frame that can be decoded
     """
 
-    def __init__(self, path: Path, *, matrix: Matrix | None = None) -> None:
+    def __init__(self, path: Path, *, matrix: Matrix | None = None, hardware: bool = False) -> None:
         self.path = Path(path)
+        self._hardware = hardware
         self.notes: list[str] = []
         self._matrix = matrix
         self._errors = 0
@@ -162,7 +167,7 @@ class Source:
             self.notes.append(text)
 
     def keyframes(self) -> list[int]:
-        """Timestamps from which `frames` can start, in order; [] where the file cannot be cut.
+        """Timestamps from which `frames` can start, in order; [] where the file cannot be cut, as AVI, which has none.
 
         Cost:    reads the file, decodes nothing
         """
@@ -170,6 +175,8 @@ class Source:
 
     @cached_property
     def _keyframes(self) -> list[int]:
+        if self.info.container == "avi":
+            return []
         keys: list[int] = []
         seen: set[int] = set()
         last = None
@@ -214,13 +221,13 @@ class Source:
                         yield self._frame(frame, pts)
             if not (first and back_s is not None):
                 break
+        if reading.ended and stop is None:
+            self._check_end(reading, count if start is None else None)
         self._errors += reading.errors
         if reading.errors:
             self.note("some frames are damaged")
         for text in clock.notes:
             self.note(text)
-        if reading.ended and stop is None:
-            self._check_end(reading, whole=start is None)
         if start is None and stop is None and count == 0:
             raise InputError(f"expected a video, got no frame that can be decoded: {self.path}; fetch it again")
 
@@ -244,8 +251,7 @@ class Source:
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
         try:
-            # "file:" because a name with a colon would be taken for a protocol.
-            container = av.open(f"file:{os.fspath(self.path)}", metadata_errors="replace")
+            container = self._container()
         except (*FFMPEG_ERRORS, OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"expected a video, got a damaged or another file: {self.path} ({reason})") from error
@@ -261,6 +267,18 @@ class Source:
             stream.thread_type = "SLICE"
             yield container, stream
 
+    def _container(self) -> Any:
+        # "file:" because a name with a colon would be taken for a protocol.
+        name = f"file:{os.fspath(self.path)}"
+        if self._hardware:
+            try:
+                accelerated = HWAccel("cuda", allow_software_fallback=True)
+                return av.open(name, metadata_errors="replace", hwaccel=accelerated)
+            except (*FFMPEG_ERRORS, OSError, RuntimeError) as error:
+                self._hardware = False
+                self.note(f"no NVDEC here ({getattr(error, 'strerror', None) or error}): decoded on the CPU")
+        return av.open(name, metadata_errors="replace")
+
     def _packets(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
         """Packets of the video, to the end of what is there."""
         failures = 0
@@ -268,18 +286,22 @@ class Source:
             try:
                 for packet in container.demux():
                     failures = 0
+                    ours = packet.stream.index == stream.index  # the index of a packet that flushes means nothing
                     if packet.pts is not None and packet.time_base:
-                        end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                        reading.end_s = max(reading.end_s, float(end))
-                    if packet.stream.index == stream.index:  # the index of a packet that flushes means nothing
-                        reading.packets += packet.size > 0
+                        end = packet.pts + (packet.duration or 0)
+                        reading.end_s = max(reading.end_s, float(end * packet.time_base))
+                        if ours and packet.duration:
+                            reading.end = end if reading.end is None else max(reading.end, end)
+                    if ours:
+                        reading.packets += packet.size > 0 and not packet.is_discard
                         reading.errors += packet.is_corrupt
                         yield packet
-                reading.ended = True
-                return
+                break
             except FFMPEG_ERRORS:
                 failures += 1
                 reading.errors += 1
+            except IndexError:
+                break  # PyAV does not know streams that begin in the middle of the file
         reading.ended = True
 
     def _decoded(self, container: Any, stream: Any, reading: _Reading) -> Generator[Any, None, None]:
@@ -353,15 +375,22 @@ class Source:
             self._truncated = count
             self.note(f"the file is cut short: about {count} frames are missing at its end")
 
-    def _check_end(self, reading: _Reading, *, whole: bool) -> None:
-        """Compare what a file has with what it says."""
-        if whole and self.info.container == "avi" and self.info.frames:
-            self._miss(self.info.frames - reading.packets)
-        if not self.info.container.startswith(_TELL_LENGTH) or self._length_s is None:
+    def _check_end(self, reading: _Reading, frames: int | None) -> None:
+        """Compare what a file has with what it says; `frames` is how many came of the whole of it."""
+        container, codec = self.info.container, self.info.codec
+        if frames is not None:
+            if container == "avi" and self.info.frames:
+                self._miss(self.info.frames - reading.packets)
+            if codec in ("h264", "hevc") and not self.info.interlaced and container.startswith(_ONE_EACH):
+                reading.errors = max(reading.errors, reading.packets - frames)
+        if not container.startswith(_TELL_LENGTH):
             return
-        short_s = self._length_s - reading.end_s
-        if short_s > _CUT_SHORT_S:
-            self._miss(max(1, round(short_s * (self.info.rate or 25))))
+        if self.info.end is not None and reading.end is not None:
+            short = self.info.end - reading.end
+            if 2 * short > self._step:
+                self._miss(max(1, round(short / self._step)))
+        elif self._length_s is not None and self._length_s - reading.end_s > _CUT_SHORT_S:
+            self._miss(max(1, round((self._length_s - reading.end_s) * (self.info.rate or 25))))
 
     @cached_property
     def _length_s(self) -> float | None:

@@ -17,6 +17,8 @@ from srgan_fast.video.source import Info, Source, main_stream
 
 # What containers may round the length of a video by, beside a frame.
 _ROUNDING_S = 0.002
+# Notes of the source that are said by their number here.
+_COUNTED = ("some frames are damaged", "the file is cut short")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def describe(
     lacking = max(video.missing, *(record.missing for record in records), (info.frames or 0) - frames)
     damaged = sum(record.damaged for record in records)
     seen = [*video.notes, *(note for record in records for note in record.notes)]
+    seen = [note for note in seen if not note.startswith(_COUNTED)]
     lost = [note.removeprefix("dropped ") for note in written.notes if note.startswith("dropped ")]
     lost = list(dict.fromkeys([*dropped, *lost]))
     with video.opened() as (container, _):
@@ -98,8 +101,11 @@ def describe(
         duration_s=written.duration_s,
         kept=(", ".join([*streams[1:], *chapters]),) if len(streams) + len(chapters) > 1 else (),
         changed=tuple(dict.fromkeys(changed)),
-        dropped=tuple(lost),
-        damage=(f"{damaged} frames or packets of the input are damaged",) if damaged else (),
+        dropped=tuple(text for text in lost if "damaged" not in text),
+        damage=(
+            *((f"{damaged} frames or packets of the input are damaged",) if damaged else ()),
+            *(f"dropped {text}" for text in lost if "damaged" in text),
+        ),
         missing=(
             *((f"{lacking} frames that the input says it has",) if lacking > 0 else ()),
             *((f"{expected - len(streams)} streams of the input",) if len(streams) < expected else ()),
