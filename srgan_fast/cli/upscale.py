@@ -1,4 +1,4 @@
-"""`srgan-fast upscale`: an image, a folder of images or a video in, larger ones out."""
+"""`srgan-fast upscale`: an image, a folder of images or a video in, larger ones out; y4m video from pipe to pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.cli import video
+from srgan_fast.cli import pipe, video
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ Job = tuple[Path, Path]
 
 def upscale(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="An image, a folder of images, or a video.", readable=False)
+        Path, typer.Argument(metavar="IN", help="An image, a folder of images, a video, or - for y4m.", readable=False)
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The image, the folder or the video to write.", readable=False)
+        Path, typer.Argument(metavar="OUT", help="The image, the folder or the video to write, or -.", readable=False)
     ],
     model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
     weights: Annotated[
@@ -49,11 +49,12 @@ def upscale(
     matrix: video.MatrixName = None,
     strict: video.Strict = False,
     resume: video.Resume = None,
+    reuse: video.ReuseName = None,
 ) -> None:
     """Upscale an image, every image in a folder and its subfolders, or a video with its sound and all else in it.
 
     A folder can be resumed: results that are there and newer than their input are skipped. So can a video: the same
-    command goes on where a run was stopped or killed.
+    command goes on where a run was stopped or killed. With - for both, y4m video goes from stdin to stdout.
     """
     if model is not None and weights is not None:
         raise UsageError(f"expected --model or --weights, got both ({model}, {weights}); leave one out")
@@ -66,9 +67,14 @@ def upscale(
         if scale is not None and scale < 2:
             raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
-        _refuse(source, target)
         make = partial(_upscaler, chosen, scale, backend, device, precision, tile, memory)
-        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume)
+        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse)
+        if pipe.wanted(source, target):
+            if suffix is not None or overwrite:
+                raise UsageError("--format and --overwrite are for images; leave them out")
+            pipe.run(make, choice)
+            return
+        _refuse(source, target)
         if video.wanted(source, target):
             if suffix is not None:
                 raise UsageError("--format is for images; a video's name says its format")

@@ -75,6 +75,14 @@ Resume = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+ReuseName = Annotated[
+    str | None,
+    typer.Option(
+        help="off computes again what did not change since the frame before, too; the result is the same.",
+        show_default="auto",
+        rich_help_panel=_PANEL,
+    ),
+]
 
 
 class Choice(NamedTuple):
@@ -87,6 +95,7 @@ class Choice(NamedTuple):
     matrix: str | None = None
     strict: bool = False
     resume: bool | None = None
+    reuse: str | None = None
 
     def given(self) -> list[str]:
         """The names of those that were given."""
