@@ -169,6 +169,21 @@ def test_damage_is_counted_and_reading_goes_on(tmp_path: Path) -> None:
     assert broken.notes
 
 
+def test_damage_is_counted_in_its_part(tmp_path: Path) -> None:
+    path = make(tmp_path / "in.ts", times=range(60))
+    keys = Source(path).keyframes()
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) * 6 // 10, len(data) * 6 // 10 + 4000, 97):
+        data[at] ^= 0x55
+    path.write_bytes(data)
+    damaged = []
+    for start, stop in ((None, keys[3]), (keys[3], keys[8]), (keys[8], None)):
+        part = Source(path)
+        list(part.frames(start, stop))
+        damaged.append(part.damaged)
+    assert damaged[0] == damaged[2] == 0 < damaged[1]
+
+
 def test_missing_frames_of_an_mp4_are_known_at_once(tmp_path: Path) -> None:
     whole = make(tmp_path / "whole.mp4", times=range(50), muxing={"movflags": "+faststart"})
     source = Source(cut(tmp_path / "short.mp4", whole, 0.6))

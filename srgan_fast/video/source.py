@@ -93,6 +93,12 @@ class _Reading:
     end_s: float = 0.0  # of any stream
     packets: int = 0
     ended: bool = False
+    start: int | None = None  # what fails before it is not of this part
+
+    def failed(self, packet: Any) -> None:
+        """Count a packet that cannot be used."""
+        if self.start is None or packet.pts is None or packet.pts >= self.start:
+            self.errors += 1
 
 
 @dataclass
@@ -200,7 +206,7 @@ class Source:
         """
         count = 0
         for back_s in _ATTEMPTS if start is not None else (None,):
-            reading, clock = _Reading(), _Clock(self._step)
+            reading, clock = _Reading(start=start), _Clock(self._step)
             with self.opened() as (container, stream):
                 if start is not None and back_s is not None and not _sought(container, stream, start, back_s):
                     continue
@@ -212,7 +218,6 @@ class Source:
                             break  # the seek went too far, as it does in MPEG-TS
                         first = False
                         if start is not None and pts < start:
-                            reading.errors = 0  # not of this part
                             continue
                         if stop is not None and pts >= stop:
                             break
@@ -294,7 +299,8 @@ class Source:
                             reading.end = end if reading.end is None else max(reading.end, end)
                     if ours:
                         reading.packets += packet.size > 0 and not packet.is_discard
-                        reading.errors += packet.is_corrupt
+                        if packet.is_corrupt:
+                            reading.failed(packet)
                         yield packet
                 break
             except FFMPEG_ERRORS:
@@ -310,7 +316,7 @@ class Source:
                 try:
                     frames = packet.decode()
                 except FFMPEG_ERRORS:
-                    reading.errors += 1
+                    reading.failed(packet)
                     continue
                 yield from frames
 
