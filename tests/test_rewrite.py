@@ -18,7 +18,7 @@ from srgan_fast.model import (
     SRVGGNetCompact,
     receptive_radius,
 )
-from srgan_fast.rewrite import folded, unshuffled_weight, without_last_shuffle
+from srgan_fast.rewrite import folded, in_place, unshuffled_weight, without_last_shuffle
 
 
 def generator(**config: Any) -> Generator:
@@ -54,6 +54,22 @@ def test_folding_changes_rounding_only(config: dict[str, Any]) -> None:
         plain, fast = network(lr), folded(network)
         assert not [m for m in fast.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert (fast(lr) - plain).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, {"norm": "instance", "skip_end": "prelu"}, {"kernel": 1}])
+def test_activations_in_place_change_no_bit(config: dict[str, Any]) -> None:
+    network = generator(**config)
+    lr = torch.randn(2, 3, 8, 9).to(memory_format=torch.channels_last)
+    lr[0, :, 0, 0], lr[0, :, 1, 1] = float("nan"), float("inf")
+    seen = lr.clone()
+    with torch.inference_mode():
+        plain = without_last_shuffle(folded(network))
+        fast = in_place(without_last_shuffle(folded(network)))
+        want, got = plain(lr), fast(lr)
+        shared = [m for m in fast.modules() if isinstance(m, torch.nn.PReLU)] == []
+        assert shared == (config.get("prelu") != "channel")
+        assert torch.equal(got.view(torch.int32), want.view(torch.int32))
+        assert torch.equal(lr.view(torch.int32), seen.view(torch.int32))
 
 
 @pytest.mark.parametrize(

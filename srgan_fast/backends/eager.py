@@ -18,7 +18,7 @@ from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.kernels.parity import exact_float32
 from srgan_fast.memory import LiveBytes
 from srgan_fast.model import receptive_radius
-from srgan_fast.rewrite import folded, without_last_shuffle
+from srgan_fast.rewrite import folded, in_place, without_last_shuffle
 from srgan_fast.tiling import Footprint
 from srgan_fast.weights import Model
 
@@ -73,7 +73,9 @@ class EagerBackend:
         self.device, self.info = torch.device(device), model.info
         network: Any = without_last_shuffle(folded(model.network))
         network = network.to(self.device, memory_format=torch.channels_last)
-        if self.precision != "fp32":
+        if self.precision == "fp32":
+            network = in_place(network)
+        else:
             _lower(network, _DTYPES[self.precision])
         self.network = network
         self.low, self.high = (bound.to(self.device) for bound in bounds(model.info.output_range))

@@ -107,7 +107,7 @@ class Engine:
             raise ShapeError(
                 f"expected frames and out in {self.dtype}, got {frames.dtype} and {out.dtype}; convert them"
             )
-        # The lock covers launches, and never waits for the GPU: a context takes one caller at a time.
+        # A context takes one caller at a time. The lock covers launches alone, but for a size that comes up first.
         with self._enqueue, torch.inference_mode(), self._inside(frames, out):
             n, h, w, _ = frames.shape
             ready = self._prepared((n, h, w))
@@ -170,7 +170,9 @@ class Engine:
             checked(not missing, f"TensorRT knows no shape of {', '.join(missing)}", since)
             working = context.update_device_memory_size_for_shapes()
         except RuntimeError as error:
-            raise BackendUnavailable(f"TensorRT fails with frames of {frames}: {error}; {said(since)}") from error
+            raise BackendUnavailable(
+                f"TensorRT fails with frames of {frames}: {_line(error)}; {said(since)}"
+            ) from error
         return _Planned(context, working, shape, context.get_tensor_shape(self._output)[:], self.dtype)
 
     def _bound(self, plan: _Planned) -> _Ready:
@@ -187,15 +189,18 @@ class Engine:
         for name, tensor in ((self._input, lr), (self._output, hr)):
             checked(context.set_tensor_address(name, tensor.data_ptr()), f"TensorRT takes no address for {name}", since)
 
+        handle = self._handle()
+
         def work() -> None:
-            checked(context.execute_async_v3(self._handle()), "TensorRT fails to run", since)
+            # Nothing here holds the engine, which would then hold itself, and its memory with it.
+            checked(context.execute_async_v3(handle), "TensorRT fails to run", since)
 
         try:
             replay = graph.capture(work, self.device, self._stream)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise BackendUnavailable(f"TensorRT's work cannot be captured: {error}; {said(since)}") from error
+            raise BackendUnavailable(f"TensorRT's work cannot be captured: {_line(error)}; {said(since)}") from error
         if self.dtype != torch.uint8:
             lr, hr = lr.permute(0, 2, 3, 1), hr.permute(0, 2, 3, 1)
         return _Ready(replay, lr, hr, context)
@@ -226,6 +231,11 @@ class _Planned:
     def size_bytes(self) -> int:
         """All of it, each on its boundary, wherever the memory begins."""
         return _ALIGNMENT + sum(_aligned(size) for size in self.sizes)
+
+
+def _line(error: RuntimeError) -> str:
+    """The first line of what torch and CUDA have to say, where the rest is advice for their own developers."""
+    return str(error).partition("\n")[0]
 
 
 def _aligned(size: int) -> int:
