@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from srgan_fast.bench.figures import ceiling_figures, checked_figures, precision_figures, timed_figures
+from srgan_fast.bench.figures import ceiling_figures, checked_figures, precision_figures, reuse_figures, timed_figures
 from srgan_fast.bench.memory import derive
 from srgan_fast.bench.record import content_id, latency, source_digest
 
@@ -111,6 +111,9 @@ def verify(one: Record, records: Iterable[Record]) -> None:
         return
     if one["suite"] == "precision":
         _agree(name, one["derived"], precision_figures(one["raw"]))
+        return
+    if one["suite"] == "reuse":
+        _agree(name, one["derived"], reuse_figures(one["raw"]))
         return
     if one["suite"] in ("gpu", "parts"):
         _agree(name, one["derived"], checked_figures(one["raw"]))

@@ -129,6 +129,19 @@ def memory_table(records: list[Record]) -> Table:
     return Table(title, ("implementation", "peak GiB", "planned/measured", "cut", "difference from uncut"), rows)
 
 
+def reuse_table(records: Sequence[Record]) -> Table:
+    """Frames of a video with reuse and without, by what changes from one to the next."""
+    rows = []
+    for one in records:
+        derived = one["derived"]
+        figures = [f"{derived[key]:.1f}" if derived else _NONE for key in ("p50_off_ms", "p50_on_ms")]
+        speedup = f"{derived['speedup']:.2f}x" if derived else f"{_NONE} (gate failed)"
+        rows.append((one["pattern"], *figures, speedup, one["reason"] or f"{one['saved']:.0%}"))
+    first = records[0]
+    title = f"{first['name']}, {first['shape']['w']}x{first['shape']['h']}, {first['impl']} {first['dtype']}, reuse"
+    return Table(title, ("what changes", "off ms", "on ms", "speed-up", "pixels not computed"), rows)
+
+
 def precision_table(records: Sequence[Record], *, with_ids: bool = False) -> Table:
     """What each precision is worth on one set."""
     rows = []

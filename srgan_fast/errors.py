@@ -12,6 +12,7 @@
       MemoryBudgetError            7   the memory budget cannot hold even the smallest tile
       TrainingError                8   training cannot go on (it diverged again and again)
       DistributedError             9   another rank of the run is gone, or was never there
+      IncompleteError             10   the result was written, but lacks something that the input has
       Interrupted                130   stopped by the user; what was finished is kept
 
 The command line turns each into one line and the exit code; a traceback is always a bug.
@@ -86,6 +87,12 @@ class DistributedError(SRGANFastError):
     """Another rank of a run on several processes is gone, silent, or cannot be reached."""
 
     exit_code = 9
+
+
+class IncompleteError(SRGANFastError):
+    """The result was written, but lacks something that the input has or says that it has."""
+
+    exit_code = 10
 
 
 class Interrupted(SRGANFastError):

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from srgan_fast.backends import select
 from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
+from srgan_fast.exchange import borrowed
 from srgan_fast.memory import give_back_freed, parse_memory, resident_bytes
 from srgan_fast.tiling import SMALLEST_TILE, Plan, plan, tiles
 from srgan_fast.weights import Model, load
 
+if TYPE_CHECKING:
+    from srgan_fast.reuse import Reuse
+
 Layout = Literal["HWC", "NHWC", "CHW", "NCHW"]
-Frames = TypeVar("Frames", Tensor, NDArray[Any])
+Frames = TypeVar("Frames")
 
 # What a run takes beside tensors: convolutions compiled for its shapes, thread stacks.
 _LIBRARY_BYTES = 16 << 20
@@ -36,7 +39,8 @@ class Upscaler:
     """A super-resolution network ready to run: call it with frames, get frames `scale` times larger.
 
     Shapes:  [h, w, 3] or [n, h, w, 3] integers, [3, h, w] or [n, 3, h, w] floats; any other way round by `layout`
-    Dtypes:  uint8, uint16, float16, float32, float64 (bfloat16 as a tensor); numpy arrays or torch tensors
+    Dtypes:  uint8, uint16, float16, float32, float64 (bfloat16 as a tensor); numpy arrays, torch tensors, objects with
+             `__dlpack__` or `__cuda_array_interface__`
     Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout)
     Raises:  ShapeError for frames outside this contract; UsageError, WeightsError, BackendUnavailable,
              MemoryBudgetError from the choices
@@ -60,6 +64,11 @@ class Upscaler:
         self.scale = self.model.info.scale
         self._backend = select(backend, self.model, self.device, precision)
         self.backend_name, self.precision = self._backend.name, self._backend.precision
+
+    @property
+    def radius(self) -> int | None:
+        """How far from itself a pixel looks, in LR pixels; None where it sees the whole frame."""
+        return self._backend.footprint.radius
 
     def plan(self, height: int, width: int, *, itemsize: int = 1, count: int = 1) -> Plan:
         """How `count` frames of this size will be cut, and the working memory that takes.
@@ -91,24 +100,73 @@ class Upscaler:
 
     def __call__(self, frames: Frames, *, layout: Layout | None = None, color: Literal["rgb", "bgr"] = "rgb") -> Frames:
         """Upscale one frame or a batch; see the class for what it takes."""
+        tensor, back = borrowed(frames)
+        return cast(Frames, back(self.upscaled(tensor, layout, color, self.run)))
+
+    def stream(
+        self,
+        frames: Iterable[Frames],
+        *,
+        layout: Layout | None = None,
+        color: Literal["rgb", "bgr"] = "rgb",
+        reuse: Reuse | Literal["auto", "off"] = "auto",
+        ahead: int = 2,
+    ) -> Iterator[Frames]:
+        """Upscale the frames of a video one after another, in order; each result is of the kind of its frame.
+
+        A thread works on one frame while the caller uses the result before. At most `ahead` frames are taken from the
+        source before their results are asked for; with 1 nothing overlaps. What did not change since the frame before
+        is not computed again (see `Reuse`), unless `reuse` is "off"; a `Reuse` that is handed in can be asked later how
+        much it saved. An error of the source comes after the results of the frames before it. Leaving the loop, or
+        closing the iterator, ends the thread after the frame that it is at.
+
+        Raises:  what a call raises, at the frame in question; UsageError at once for wrong choices
+        """
+        from srgan_fast.stream import stream
+
+        return stream(self, frames, layout=layout, color=color, reuse=reuse, ahead=ahead)
+
+    def astream(
+        self,
+        frames: Iterable[Frames] | AsyncIterable[Frames],
+        *,
+        layout: Layout | None = None,
+        color: Literal["rgb", "bgr"] = "rgb",
+        reuse: Reuse | Literal["auto", "off"] = "auto",
+        ahead: int = 2,
+    ) -> AsyncIterator[Frames]:
+        """`stream` for asyncio: the event loop is never held up, by a source that is not async neither.
+
+        Cancelling the task, or `aclose()` of the iterator, stops the work and waits for the frame that is under way.
+        """
+        from srgan_fast.stream import astream
+
+        return astream(self, frames, layout=layout, color=color, reuse=reuse, ahead=ahead)
+
+    def upscaled(
+        self,
+        tensor: Tensor,
+        layout: Layout | None,
+        color: Literal["rgb", "bgr"],
+        run: Callable[[Tensor, Layout], Tensor],
+    ) -> Tensor:
+        """What a call does, with what turns NHWC frames into results left to `run`."""
         if color not in ("rgb", "bgr"):
             raise UsageError(f"expected color rgb or bgr, got {color!r}")
-        tensor = frames if isinstance(frames, Tensor) else _from_numpy(frames)
         layout = _layout(tensor, layout)
         nhwc = _to_nhwc(tensor, layout).to(self.device)
         if color == "bgr":
             nhwc = nhwc.flip(-1)
-        out = self._run(nhwc.contiguous(), layout)
+        out = run(nhwc.contiguous(), layout)
         if color == "bgr":
             for each in out:
                 red = each[..., 2].clone()
                 each[..., 2] = each[..., 0]
                 each[..., 0] = red
         result = (out.permute(0, 3, 1, 2) if layout.endswith("CHW") else out).to(tensor.device)
-        result = result if "N" in layout else result[0]
-        return result if isinstance(frames, Tensor) else result.numpy()
+        return result if "N" in layout else result[0]
 
-    def _run(self, frames: Tensor, layout: Layout) -> Tensor:
+    def run(self, frames: Tensor, layout: Layout) -> Tensor:
         """NHWC frames -> NHWC results that lie in memory as `layout` has them."""
         n, height, width, _ = frames.shape
         scale = self.scale
@@ -174,16 +232,6 @@ def resolved(device: str) -> str:
     if kind == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(f"device {device} was asked for, but torch sees no NVIDIA GPU; give --device cpu")
     return device
-
-
-def _from_numpy(frames: object) -> Tensor:
-    if not isinstance(frames, np.ndarray):
-        raise ShapeError(f"expected a numpy array or a torch tensor, got {type(frames).__name__}")
-    try:
-        # A read-only array is copied: torch has no read-only tensors.
-        return torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    except TypeError:
-        raise ShapeError(f"expected uint8, uint16 or floating-point frames, got {frames.dtype}") from None
 
 
 def _layout(frames: Tensor, layout: Layout | None) -> Layout:

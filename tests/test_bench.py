@@ -254,7 +254,7 @@ def test_bench_prints_a_table_and_appends_records(
         ({"size": "128"}, UsageError, "128x128"),
         ({"size": "0x9"}, UsageError, "128x128"),
         ({"runs": 0}, UsageError, "at least 1"),
-        ({"suite": "video"}, UsageError, "train, memory, train_kernel, precision or all"),
+        ({"suite": "video"}, UsageError, "train, memory, train_kernel, reuse, precision or all"),
         ({"suite": "precision"}, UsageError, "expected --hr"),
         ({"hr": Path("Set5")}, UsageError, "and with it alone"),
         ({"suite": "precision", "hr": Path("no/such")}, InputError, "expected a folder of images"),

@@ -22,14 +22,14 @@ PACKAGE = ROOT / "srgan_fast"
 
 # Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.
 LAYERS = [
-    {"errors", "atomic", "private", "kept"},
-    {"model", "resize", "memory", "graph", "kernels"},
+    {"errors", "atomic", "private", "kept", "stop"},
+    {"model", "resize", "memory", "graph", "kernels", "exchange"},
     {"calibration", "weights", "community", "layers", "features", "image", "rewrite", "tiling"},
     {"export", "tensorrt"},
     {"backends"},
-    {"upscaler"},
+    {"upscaler", "reuse", "stream"},
     {"evaluate"},
-    {"train", "video"},
+    {"train", "video", "vapoursynth"},
     {"bench"},
     {"cli"},
     {"__main__"},

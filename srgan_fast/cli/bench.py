@@ -17,10 +17,11 @@ from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
 
 _SUITES = ("kernel", "frame", "train", "memory")
-# precision needs images, and train_kernel a GPU: `all` does without them.
-_PRECISION = "precision"
-_ALONE = ("train_kernel", _PRECISION)
+# precision needs images, train_kernel a GPU, and reuse minutes for the size of its claims: `all` does without them.
+_PRECISION, _REUSE = "precision", "reuse"
+_ALONE = ("train_kernel", _REUSE, _PRECISION)
 _DEFAULT_SIZE = (128, 128)
+_REUSE_SIZE = (1280, 720)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def bench(
         str | None,
         typer.Option(
             help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
-            " of its own) or all of these; train_kernel (each training kernel against PyTorch's own); precision (what"
+            " of its own) or all of these; train_kernel (each training kernel against PyTorch's own); reuse (a video of"
+            " which only a part changes, with reuse and without); precision (what"
             " each loses on the images of --hr, emulated). [default: frame]"
         ),
     ] = None,
@@ -68,7 +70,7 @@ def bench(
     ] = None,
     runs: Annotated[int, typer.Option(help="Timed runs of each candidate, interleaved.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; memory is always cpu.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="memory: auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="memory, reuse: auto, fp32 or bf16.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
@@ -99,11 +101,11 @@ def bench(
         raise UsageError(f"expected --suite {', '.join((*_SUITES, *_ALONE))} or all, got {suite!r}")
     if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
         raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
-    if suite not in ("memory", "all") and (memory is not None or precision != "auto"):
+    if suite not in ("memory", "all") and (memory is not None or (precision != "auto" and suite != _REUSE)):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
     if suite not in ("frame", "all") and (peers or (compiled and suite != "train")):
         raise UsageError("--peers belongs to --suite frame, --compile to frame and train")
-    if plot is not None and suite in ("memory", _PRECISION):
+    if plot is not None and suite in ("memory", _REUSE, _PRECISION):
         raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
     for option, path in (("--json", out), ("--plot", plot)):
@@ -145,6 +147,12 @@ def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
 
         for width, height in asked.sizes or [_DEFAULT_SIZE]:
             yield [memory.measure(asked.model, height, width, asked.precision, asked.memory)]
+        return
+    if suite == _REUSE:
+        from srgan_fast.bench import reuse
+
+        for width, height in asked.sizes or [_REUSE_SIZE]:
+            yield list(reuse.measure(asked.model, height, width, asked.runs, asked.device, asked.precision))
         return
     from srgan_fast.bench import ceiling, frame, kernel, train, train_kernel
     from srgan_fast.bench.device import is_cuda
@@ -213,10 +221,10 @@ def _batches(batch: str | None) -> list[int]:
 
 
 def _print(records: list[dict[str, Any]]) -> None:
-    from srgan_fast.bench.table import memory_table, precision_table, speed_tables
+    from srgan_fast.bench.table import memory_table, precision_table, reuse_table, speed_tables
 
     tables = [table for table, _ in speed_tables(records)]
-    for suite, make in (("memory", memory_table), (_PRECISION, precision_table)):
+    for suite, make in (("memory", memory_table), (_REUSE, reuse_table), (_PRECISION, precision_table)):
         if some := [one for one in records if one["suite"] == suite]:
             tables.append(make(some))
     for table in tables:

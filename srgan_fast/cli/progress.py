@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -18,19 +18,18 @@ _LINE_S = 60.0
 _SHOWN = ("content", "adversarial", "discriminator")
 
 
-class Progress:
-    """Losses, images a second, the last validation, and the time that is left; called with each step of a run."""
+class _Shown:
+    """How far a run is, out of a number of steps or frames that need not be known."""
 
-    def __init__(self, steps: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._steps, self._first, self._clock = steps, done, clock
+    def __init__(self, unit: str, total: int | None, done: int, clock: Callable[[], float]) -> None:
+        self._unit, self._total, self._first, self._clock = unit, total, done, clock
         self._began = self._told = clock()
-        self._psnr_db: float | None = None
         console = Console(stderr=True)
         self._bar = Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
-        self._task = self._bar.add_task("", total=steps, completed=done)
+        self._task = self._bar.add_task("", total=total, completed=done)
         self._live = console.is_terminal
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         if self._live:
             self._bar.start()
         return self
@@ -39,25 +38,66 @@ class Progress:
         if self._live:
             self._bar.stop()
 
+    def _show(self, position: int, said: Callable[[], str]) -> None:
+        if self._live:
+            self._bar.update(self._task, completed=position, description=said())
+        elif self._clock() - self._told >= _LINE_S:
+            self._told = self._clock()
+            of = "" if self._total is None else f" of {self._total}"
+            print(f"{self._unit} {position}{of}: {said()}", file=sys.stderr, flush=True)
+
+    def _left(self, position: int) -> list[str]:
+        if self._total is None:
+            return []
+        done = position - self._first
+        left_s = (self._clock() - self._began) / done * max(0, self._total - position) if done > 0 else 0.0
+        return [f"{_clock_time(left_s)} left"]
+
+
+class Progress(_Shown):
+    """Losses, images a second, the last validation, and the time that is left; called with each step of a run."""
+
+    def __init__(self, steps: int, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("step", steps, done, clock)
+        self._psnr_db: float | None = None
+
     def __call__(self, step: int, record: Mapping[str, Any]) -> None:
         """Show a step and its line of the log."""
         self._psnr_db = record.get("val_psnr_db", self._psnr_db)
-        if self._live:
-            self._bar.update(self._task, completed=step, description=self.line(step, record))
-        elif self._clock() - self._told >= _LINE_S:
-            self._told = self._clock()
-            print(f"step {step} of {self._steps}: {self.line(step, record)}", file=sys.stderr, flush=True)
+        self._show(step, lambda: self.line(step, record))
 
     def line(self, step: int, record: Mapping[str, Any]) -> str:
         """Time left, losses, speed, score."""
-        done = step - self._first
-        left_s = (self._clock() - self._began) / done * (self._steps - step) if done > 0 else 0.0
-        said = [f"{_clock_time(left_s)} left"]
+        said = self._left(step)
         said += [f"{name} {record[name]:.5f}" for name in _SHOWN if name in record]
         said.append(f"{record['images_per_s']:.1f} images/s")
         if self._psnr_db is not None:
             said.append(f"validation {self._psnr_db:.3f} dB")
         return ", ".join(said)
+
+
+class VideoProgress(_Shown):
+    """Frames a second, the time that is left, and which stage the others wait for; called with each frame written."""
+
+    def __init__(self, frames: int | None, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__("frame", frames, done, clock)
+
+    def __call__(self, frame: int, busy_s: Mapping[str, float]) -> None:
+        """Show a frame's number and the seconds that each stage has worked so far."""
+        self._show(frame, lambda: self.line(frame, busy_s))
+
+    def line(self, frame: int, busy_s: Mapping[str, float]) -> str:
+        """Time left, speed, bottleneck."""
+        seconds = max(1e-9, self._clock() - self._began)
+        slowest = max(busy_s, key=lambda name: busy_s[name])
+        share = min(1.0, busy_s[slowest] / seconds)
+        return ", ".join(
+            [
+                *self._left(frame),
+                f"{(frame - self._first) / seconds:.2f} fps",
+                f"{slowest} is busy {share:.0%} of the time",
+            ]
+        )
 
 
 class Phases:

@@ -1,4 +1,4 @@
-"""`srgan-fast upscale`: an image or a folder of images in, larger ones out."""
+"""`srgan-fast upscale`: an image, a folder of images or a video in, larger ones out; y4m video from pipe to pipe."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from srgan_fast.cli import pipe, video
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
 
-_VIDEO = frozenset({".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".wmv", ".y4m", ".gif"})
-
 Job = tuple[Path, Path]
 
 
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="An image, or a folder of images.", readable=False)],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The image or the folder to write.", readable=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="IN", help="An image, a folder of images, a video, or - for y4m.", readable=False)
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The image, the folder or the video to write, or -.", readable=False)
+    ],
     model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
     weights: Annotated[
         Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.", readable=False)
@@ -38,10 +42,19 @@ def upscale(
         str | None, typer.Option(help="Format of the results of a folder, such as png.", show_default="that of IN")
     ] = None,
     overwrite: Annotated[bool, typer.Option(help="In a folder, do those again that are finished.")] = False,
+    codec: video.Codec = None,
+    crf: video.Crf = None,
+    preset: video.Preset = None,
+    ten_bit: video.TenBit = False,
+    matrix: video.MatrixName = None,
+    strict: video.Strict = False,
+    resume: video.Resume = None,
+    reuse: video.ReuseName = None,
 ) -> None:
-    """Upscale an image, or every image in a folder and its subfolders.
+    """Upscale an image, every image in a folder and its subfolders, or a video with its sound and all else in it.
 
-    A folder can be resumed: results that are there and newer than their input are skipped.
+    A folder can be resumed: results that are there and newer than their input are skipped. So can a video: the same
+    command goes on where a run was stopped or killed. With - for both, y4m video goes from stdin to stdout.
     """
     if model is not None and weights is not None:
         raise UsageError(f"expected --model or --weights, got both ({model}, {weights}); leave one out")
@@ -49,10 +62,28 @@ def upscale(
     done: list[Job] = []
     try:
         # Everything that can be refused is refused before torch is loaded and the network is built.
+        from srgan_fast.image import IMAGE_SUFFIXES
+
         if scale is not None and scale < 2:
             raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
+        make = partial(_upscaler, chosen, scale, backend, device, precision, tile, memory)
+        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse)
+        if pipe.wanted(source, target):
+            if suffix is not None or overwrite:
+                raise UsageError("--format and --overwrite are for images; leave them out")
+            pipe.run(make, choice)
+            return
         _refuse(source, target)
+        if video.wanted(source, target):
+            if suffix is not None:
+                raise UsageError("--format is for images; a video's name says its format")
+            if source.suffix.lower() in IMAGE_SUFFIXES:
+                raise UsageError(f"expected a video for {target.name}, got the image {source.name}; write an image")
+            video.run(source, target, make, choice)
+            return
+        if choice.given():
+            raise UsageError(f"{choice.given()[0]} is for videos; leave it out")
         many = source.is_dir()
         jobs, finished = (
             _folder_jobs(source, target, suffix, overwrite) if many else ([_job(source, target, suffix)], 0)
@@ -61,14 +92,7 @@ def upscale(
             print(f"nothing to do: all {finished} images are finished in {target}; --overwrite does them again")
             return
         start = time.perf_counter()
-        from srgan_fast.upscaler import Upscaler
-
-        upscaler = Upscaler(chosen, backend=backend, device=device, precision=precision, tile=tile, memory=memory)
-        if scale is not None and scale != upscaler.scale:
-            raise UsageError(
-                f"expected a model of scale {scale}, got {chosen} of scale {upscaler.scale}; "
-                f"leave --scale out or name --weights of a x{scale} network"
-            )
+        upscaler = make()
         failures = _run(jobs, upscaler, done, many=many)
     except KeyboardInterrupt:
         kept = f"{len(done)} finished in {target}, the same command goes on" if done else "nothing was written"
@@ -81,6 +105,26 @@ def upscale(
     print(f"{counts} ({how}) in {seconds:.2f} s -> {target if many else jobs[0][1]}")
     if failures:
         raise InputError(f"{len(failures)} of {len(jobs)} images failed, the others are done; first: {failures[0]}")
+
+
+def _upscaler(
+    chosen: str | Path,
+    scale: int | None,
+    backend: str,
+    device: str,
+    precision: str,
+    tile: int | None,
+    memory: str | None,
+) -> Upscaler:
+    from srgan_fast.upscaler import Upscaler
+
+    upscaler = Upscaler(chosen, backend=backend, device=device, precision=precision, tile=tile, memory=memory)
+    if scale is not None and scale != upscaler.scale:
+        raise UsageError(
+            f"expected a model of scale {scale}, got {chosen} of scale {upscaler.scale}; "
+            f"leave --scale out or name --weights of a x{scale} network"
+        )
+    return upscaler
 
 
 def _suffix(format: str | None) -> str | None:
@@ -101,10 +145,7 @@ def _refuse(source: Path, target: Path) -> None:
         except OSError as error:
             raise kind(f"cannot use {path}: {error.strerror}; check its name and its permissions") from error
     if not os.path.lexists(source):
-        raise InputError(f"expected an image or a folder, got {source}, which does not exist; check the name")
-    for path in (source, target):
-        if path.suffix.lower() in _VIDEO and not path.is_dir():
-            raise UsageError(f"expected images, got the video or animation {path.name}; this version has no video yet")
+        raise InputError(f"expected an image, a folder or a video, got {source}, which does not exist; check the name")
     if _same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
 

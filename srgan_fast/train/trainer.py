@@ -19,6 +19,7 @@ from torch import Tensor
 from srgan_fast import weights
 from srgan_fast.errors import BackendUnavailable, CheckpointError, Interrupted, OutputError, TrainingError, UsageError
 from srgan_fast.model import Discriminator, Generator
+from srgan_fast.stop import TimeLimit, stop_requests
 from srgan_fast.train import checkpoint, losses
 from srgan_fast.train.board import Board
 from srgan_fast.train.checkpoint import Checkpoint
@@ -32,7 +33,6 @@ from srgan_fast.train.meter import Meter
 from srgan_fast.train.report import Course, environment, rates, write_report
 from srgan_fast.train.statistics import normalises, reestimated
 from srgan_fast.train.step import EagerStep, bf16_pays, learning_rate
-from srgan_fast.train.stop import TimeLimit, stop_requests
 from srgan_fast.train.store import read_source, training_part
 from srgan_fast.train.validation import middle_crops, read_validation, validate
 

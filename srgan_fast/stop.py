@@ -12,11 +12,12 @@ from srgan_fast.errors import UsageError
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C, SIGTERM and SIGHUP into a flag that the loop looks at between steps; a second Ctrl-C stops at once.
+def stop_requests(*, insistent: tuple[int, ...] = (signal.SIGINT,)) -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C, SIGTERM and SIGHUP into a flag that the loop looks at between steps; a second one stops at once.
 
-    SIGTERM never counts as the second: a launcher passes it on to its ranks after the Ctrl-C that they have had.
-    SIGHUP, the end of a terminal, stays ignored where it was: under nohup a run goes on.
+    Only those in `insistent` count as a second one. By itself SIGTERM does not: a launcher passes it on to its ranks
+    after the Ctrl-C that they have had. SIGHUP, the end of a terminal, stays ignored where it was: under nohup a run
+    goes on.
     """
     asked = False
     pressed = 0
@@ -24,8 +25,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked, pressed
         asked = True
-        pressed += number == signal.SIGINT
-        if number == signal.SIGINT and pressed > 1:
+        pressed += number in insistent
+        if number in insistent and pressed > 1:
             raise KeyboardInterrupt
 
     try:

@@ -1,0 +1,10 @@
+#!/bin/sh
+# Any video that ffmpeg reads, in any codec that it writes: with_ffmpeg.sh IN OUT [options of srgan-fast upscale]
+# y4m has no sound, no timestamps and no colour tags: the sound is taken from IN, the matrix of SD is BT.601 and that of
+# HD is BT.709 (--matrix says otherwise), and a variable frame rate becomes a constant one.
+set -eu
+in=$1 out=$2
+shift 2
+ffmpeg -v error -i "$in" -f yuv4mpegpipe -strict -1 - |
+  srgan-fast upscale - - --matrix bt709 "$@" |
+  ffmpeg -v error -y -i - -i "$in" -map 0:v -map '1:a?' -c:a copy -colorspace bt709 -crf 16 "$out"

@@ -1,0 +1,57 @@
+"""Planes of a video frame to RGB as a picture has it: the standards' matrix, range, depth and chroma positions.
+
+4:2:0, 4:2:2 and 4:4:4 are told by the shapes of the planes; grey has no chroma. What lies beyond [0, 1] is clamped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from srgan_fast.kernels.chroma import LUMA, SITINGS
+from srgan_fast.kernels.contract import LEVELS, output_for
+from srgan_fast.kernels.yuv_to_rgb.reference import yuv_to_rgb as reference
+
+__all__ = ["reference", "run"]
+
+
+def run(
+    y: Tensor,
+    u: Tensor | None,
+    v: Tensor | None,
+    matrix: str,
+    full: bool,
+    depth: int,
+    siting: str,
+    dtype: torch.dtype,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """RGB of one frame by the fastest implementation that its device has.
+
+    Shapes:  y [h, w]; u and v [h or ceil(h/2), w or ceil(w/2)], or None for grey; result [h, w, 3]
+    Dtypes:  planes uint8 or uint16 (the low `depth` bits), or code values as floats; result uint8, uint16 over its
+             whole range, or floating-point in [0, 1]; computed in float32
+    Units:   `full` range or the standards' limited one; `matrix` bt601, bt709 or bt2020; `siting` left, centre, topleft
+    Raises:  ValueError for other shapes, dtypes or names
+    Source:  ITU-R BT.601, BT.709, BT.2020; ITU-T H.273
+    """
+    if y.dim() != 2 or y.numel() == 0:
+        raise ValueError(f"expected luma of shape [any, any], got {list(y.shape)}")
+    h, w = y.shape
+    if (u is None) != (v is None):
+        raise ValueError("expected both planes of chroma or none")
+    if u is not None and v is not None:
+        sizes = [(a, b) for a in (h, -(-h // 2)) for b in (w, -(-w // 2))]
+        if tuple(u.shape) not in sizes or v.shape != u.shape:
+            raise ValueError(f"expected chroma of one of the shapes {sizes}, got {list(u.shape)} and {list(v.shape)}")
+        if u.dtype != y.dtype or v.dtype != y.dtype:
+            raise ValueError(f"expected planes of one dtype, got {y.dtype}, {u.dtype} and {v.dtype}")
+    if matrix not in LUMA or siting not in SITINGS:
+        raise ValueError(
+            f"expected a matrix of {', '.join(LUMA)} and a siting of {', '.join(SITINGS)}, got {matrix}, {siting}"
+        )
+    if not 8 <= depth <= 16 or (dtype not in LEVELS and not dtype.is_floating_point):
+        raise ValueError(f"expected 8 to 16 bits and uint8, uint16 or a floating-point dtype, got {depth} and {dtype}")
+    out = output_for(y, out, h, w, 3, dtype=dtype)
+    return out.copy_(reference(y, u, v, matrix, full, depth, siting, dtype))

@@ -1,0 +1,190 @@
+"""The part of `srgan-fast upscale` that is for videos: its options, its progress, its summary."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+
+import typer
+
+from srgan_fast.errors import IncompleteError, Interrupted, UsageError
+
+if TYPE_CHECKING:
+    from srgan_fast.cli.progress import VideoProgress
+    from srgan_fast.upscaler import Upscaler
+    from srgan_fast.video.colour import Matrix
+    from srgan_fast.video.job import VideoOptions
+
+# What is taken for a video by its name; an input of another name is one where the output is.
+SUFFIXES = frozenset(
+    {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".m2ts", ".nut", ".flv"}
+)
+
+_PANEL = "Video"
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        help="auto (NVENC where it works, else x264; HEVC above 4096), or an encoder such as libx265.",
+        show_default="auto",
+        rich_help_panel=_PANEL,
+    ),
+]
+Crf = Annotated[
+    float | None,
+    typer.Option(
+        help="Quality: less is better and larger.", show_default="that of the encoder", rich_help_panel=_PANEL
+    ),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Speed of the encoder, by its own names.", show_default="that of the encoder", rich_help_panel=_PANEL
+    ),
+]
+TenBit = Annotated[
+    bool, typer.Option("--ten-bit", help="Ten bits where the input has eight, too.", rich_help_panel=_PANEL)
+]
+MatrixName = Annotated[
+    str | None,
+    typer.Option(
+        help="bt601, bt709 or bt2020, where the input does not say or is wrong.",
+        show_default="that of the input",
+        rich_help_panel=_PANEL,
+    ),
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Refuse an output that cannot hold all of the input; fail where the input is damaged.",
+        rich_help_panel=_PANEL,
+    ),
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--restart",
+        help="Go on with what a stopped run has left, or throw that away.",
+        show_default="resume",
+        rich_help_panel=_PANEL,
+    ),
+]
+ReuseName = Annotated[
+    str | None,
+    typer.Option(
+        help="off computes again what did not change since the frame before, too; the result is the same.",
+        show_default="auto",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+class Choice(NamedTuple):
+    """The options of videos as a user has given them."""
+
+    codec: str | None = None
+    crf: float | None = None
+    preset: str | None = None
+    ten_bit: bool = False
+    matrix: str | None = None
+    strict: bool = False
+    resume: bool | None = None
+    reuse: str | None = None
+
+    def given(self) -> list[str]:
+        """The names of those that were given."""
+        pairs = zip(self._fields, self, Choice(), strict=True)
+        return ["--" + name.replace("_", "-") for name, value, usual in pairs if value != usual]
+
+
+def wanted(source: Path, target: Path) -> bool:
+    """Whether this is a job for videos, by the names of its files."""
+    return not source.is_dir() and any(path.suffix.lower() in SUFFIXES for path in (source, target))
+
+
+def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice) -> None:
+    """Upscale a video, stop in good order when asked to, and say what became of it.
+
+    `make` builds the upscaler, which takes seconds: whatever can be refused before is.
+
+    Raises:  IncompleteError if something of the input is missing in the output; Interrupted
+    """
+    from srgan_fast.stop import stop_requests
+    from srgan_fast.video import job
+    from srgan_fast.video.source import Source
+
+    options = _options(choice)
+    target = job.real(target / source.name if target.is_dir() else target)
+    job.check_target(source, target)
+    with Source(source, matrix=options.matrix):
+        pass
+    with stop_requests(insistent=(signal.SIGINT, signal.SIGTERM)) as asked:
+        try:
+            with _Shown() as shown:
+                summary = job.upscale_video(source, target, make(), options, progress=shown, stop=asked)
+        except KeyboardInterrupt:
+            folder = job.folder_of(target)
+            kept = (
+                f"finished segments are in {folder}, the same command goes on" if folder.exists() else "nothing is kept"
+            )
+            _end_at_once(f"stopped at once; {kept}")
+    for line in summary.lines():
+        print(line)
+    if summary.missing:
+        raise IncompleteError(f"{target} was written, but lacks {summary.missing[0]}")
+    if options.strict and summary.damage:
+        raise IncompleteError(f"{target} was written, but {summary.damage[0]}")
+
+
+def _options(choice: Choice) -> VideoOptions:
+    from srgan_fast.video.job import VideoOptions
+
+    matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
+    if choice.matrix not in matrices:
+        raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix}")
+    return VideoOptions(
+        codec=choice.codec or "auto",
+        crf=choice.crf,
+        preset=choice.preset,
+        ten_bit=choice.ten_bit,
+        matrix=matrices[choice.matrix],
+        strict=choice.strict,
+        restart=choice.resume is False,
+    )
+
+
+def _end_at_once(said: str) -> NoReturn:
+    """Raise Interrupted; where a thread is still within a long call, end the process without waiting for it."""
+    from srgan_fast.video.pipeline import THREAD_NAME
+
+    if any(thread.name.startswith(THREAD_NAME) for thread in threading.enumerate()):
+        print(f"srgan-fast: {said}", file=sys.stderr, flush=True)
+        os._exit(Interrupted.exit_code)
+    raise Interrupted(said)
+
+
+class _Shown:
+    """The progress, from the first frame on: only then is it known how many there were before."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._progress: VideoProgress | None = None
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def __call__(self, frames: int, total: int | None, busy_s: Mapping[str, float]) -> None:
+        from srgan_fast.cli.progress import VideoProgress
+
+        if self._progress is None:
+            self._progress = self._stack.enter_context(VideoProgress(total, frames - 1))
+        self._progress(frames, busy_s)
