@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from clips import make
 from layouts import DIALECTS, foreign
 from PIL import Image
 from torch.distributed.run import get_args_parser
@@ -80,6 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in ("photos", "Set5"):
         picture(tmp_path / place / "a.png", 48, 40)
         picture(tmp_path / place / "bc.png", 40, 44)
+    make(tmp_path / "clip.mp4", size=(16, 16), times=range(3))
     checkpoint(tmp_path / "SRGAN.pth")
     checkpoint(tmp_path / "netG.pth")
     vgg19(tmp_path / "vgg19.pth")

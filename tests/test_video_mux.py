@@ -15,7 +15,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import Sound, make, subtitled
+from clips import FRAMES, Sound, make, subtitled
 from video_kinds import MORE, QUICK, Kind
 
 from srgan_fast.errors import BackendUnavailable, OutputError, UsageError
@@ -147,6 +147,8 @@ def check(kind: Kind, folder: Path) -> None:
     assert info.hdr == was.hdr
     if kind.target != ".ts":
         assert info.display == was.display
+    if path.suffix == kind.target == ".mp4" and not kind.damaged and was.end > whole[-1].pts:
+        assert info.end == pytest.approx(was.end * was.time_base / info.time_base, abs=1)
     if not kind.noisy and not kind.damaged:
         top = 65535 if was.colour.depth > 8 else 255
         for old, new in zip(whole, result.frames(), strict=True):
@@ -283,6 +285,19 @@ def test_frames_before_zero_are_shown(suffix: str, tmp_path: Path) -> None:
     assert [round(1000 * (time - times[0])) for time in times] == [0, 40, 400, 440]
 
 
+def test_the_last_frame_is_shown_as_long_as_the_source_says(tmp_path: Path) -> None:
+    source = Source(make(tmp_path / "in.mp4"))
+    codec = choose("libx264", 128, 96, 8)
+    output = output_of(source.info, SCALE, codec)
+    encoder = Encoder(tmp_path / "0.nut", output, codec, Options(preset="ultrafast"))
+    for pts in (0, 512, 5120):
+        encoder.write([np.full((96, 128), 99, np.uint8)], pts)
+    encoder.close()
+    written = join(source, [tmp_path / "0.nut"], tmp_path / "out.mp4", "mp4", output)
+    assert source.info.end == Source(tmp_path / "out.mp4").info.end == FRAMES * 512
+    assert written.duration_s == pytest.approx(FRAMES / 25)
+
+
 def test_segments_of_other_settings_are_refused(tmp_path: Path) -> None:
     source = Source(make(tmp_path / "in.mp4", times=range(20)))
     codec = choose("libx264", 128, 96, 8)
@@ -342,7 +357,9 @@ def test_options_that_a_codec_does_not_have_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ffv1 has no --crf"):
         Encoder(tmp_path / "0.nut", output_of(source.info, SCALE, codec), codec, Options(crf=20))
     x264 = choose("libx264", 128, 96, 8)
-    encoder = Encoder(tmp_path / "1.nut", output_of(source.info, SCALE, x264), x264, Options(preset="warp"))
-    with pytest.raises(OutputError, match="libx264 failed"):
-        encoder.write([np.zeros((96, 128), np.uint8)], 0)
-    encoder.abort()
+    for options, said in (
+        (Options(preset="warp"), "expected a --preset of libx264"),
+        (Options(crf=60), "from 0 to 51"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            Encoder(tmp_path / "1.nut", output_of(source.info, SCALE, x264), x264, options)

@@ -13,6 +13,8 @@ from clips import FRAMES, W, after, cut, drawn, flipped, make
 from video_kinds import REFUSED
 
 from srgan_fast.errors import InputError
+from srgan_fast.video.colour import to_rgb
+from srgan_fast.video.planes import planes_of
 from srgan_fast.video.source import Source
 
 
@@ -95,11 +97,64 @@ def test_times_that_are_missing_come_from_the_codec(tmp_path: Path) -> None:
 
 
 def test_times_that_go_back_follow_on(tmp_path: Path) -> None:
-    one, two = make(tmp_path / "a.ts"), make(tmp_path / "b.ts")
+    uneven = {"times": [0, 4, 5, 9, 10, 20], "time_base": Fraction(1, 25)}
+    one, two = make(tmp_path / "a.ts", **uneven), make(tmp_path / "b.ts", **uneven)
     source = Source(after(tmp_path / "in.ts", one, two))
-    times = [frame.pts for frame in source.frames()]
-    assert len(times) == 2 * FRAMES
-    assert set(np.diff(times)) == {3600}
+    times = [frame.pts * source.info.time_base for frame in source.frames()]
+    steps = [4, 1, 4, 1, 10]
+    assert len(times) == 12
+    assert [25 * step for step in np.diff(times[:6])] == steps
+    assert [25 * step for step in np.diff(times[6:])] == steps  # not one after the other
+    assert times[6] > times[5]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixels"),
+    [
+        *((".avi", "rawvideo", "bgr24"), (".avi", "utvideo", "gbrp"), (".mkv", "libx264rgb", "rgb24")),
+        *((".gif", "gif", "rgb8"), (".avi", "rawvideo", "yuyv422"), (".nut", "rawvideo", "nv12")),
+        *((".mkv", "ffv1", "gray10le"), (".mkv", "ffv1", "yuva420p"), (".avi", "rawvideo", "yuv411p")),
+    ],
+)
+def test_pixels_of_any_layout_are_those_that_ffmpeg_shows(suffix: str, codec: str, pixels: str, tmp_path: Path) -> None:
+    path = make(tmp_path / f"in{suffix}", codec, pixels, times=range(3), rate=10)
+    with av.open(str(path)) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    for frame, picture in zip(Source(path).frames(), shown, strict=True):
+        rgb = to_rgb([torch.from_numpy(np.ascontiguousarray(plane)) for plane in frame.planes], frame.colour)
+        mine = rgb.numpy().astype(np.float64) / (1 if rgb.dtype == torch.uint8 else 257)
+        assert np.abs(mine - picture).mean() < 4  # its chroma is coarser than ours
+
+
+def test_lines_that_run_upwards_are_turned_round() -> None:
+    frame = drawn(3, "yuv420p", 61, 47)
+    frame.pts, frame.time_base = 0, Fraction(1, 25)
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=61, height=47, format=frame.format, time_base=frame.time_base)
+    turn, sink = graph.add("vflip"), graph.add("buffersink")
+    source.link_to(turn)
+    turn.link_to(sink)
+    graph.configure()
+    graph.push(frame)
+    flipped_frame = graph.pull()
+    assert flipped_frame.planes[0].line_size < 0
+    notes: list[str] = []
+    for mine, plane in zip(planes_of(flipped_frame, (61, 47), notes.append), frame.planes, strict=True):
+        lines = np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width]
+        assert np.array_equal(mine, lines[::-1])
+    assert notes == []
+
+
+@pytest.mark.parametrize(("name", "siting"), [("left", "left"), ("center", "centre"), ("topleft", "topleft")])
+def test_the_position_of_chroma_is_read(name: str, siting: str, tmp_path: Path) -> None:
+    path = make(tmp_path / "in.mp4", options={"chroma_sample_location": name})
+    assert Source(path).info.colour.siting == siting
+    assert av.logging.get_level() is None
+
+
+def test_jpeg_has_its_chroma_in_the_centre(tmp_path: Path) -> None:
+    assert Source(make(tmp_path / "in.avi", "mjpeg", "yuvj420p")).info.colour.siting == "centre"
+    assert Source(make(tmp_path / "in.mkv", "mpeg2video", options={"b": "1M"})).info.colour.siting == "left"
 
 
 def test_damage_is_counted_and_reading_goes_on(tmp_path: Path) -> None:
