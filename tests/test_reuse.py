@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import pytest
 import torch
 from hypothesis import given, settings
@@ -356,3 +357,28 @@ def test_a_picture_that_differs_has_no_figures(tiny: Path, monkeypatch: Any) -> 
     assert "gate failed" in reuse_table([one]).text()
     with pytest.raises(ValueError, match="at least 1 run"):
         next(bench.measure(str(tiny), 16, 16, 0, "cpu"))
+
+
+def test_a_video_has_the_same_bytes(tmp_path: Path, run: Any) -> None:
+    """A square that moves over a still picture, by the command, with reuse and without."""
+    network = Generator(GeneratorConfig(blocks=1, width=16, kernel=5))
+    model_of(network, tmp_path)
+    with av.open(tmp_path / "in.mkv", "w") as out:
+        stream = out.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 240, 200, "yuv444p"
+        scene = noise(200, 240, 3).numpy()
+        for i in range(4):
+            frame = scene.copy()
+            frame[8:16, 8 * i : 8 * i + 8] = 255
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        out.mux(stream.encode(None))
+    said = {}
+    for reuse in ("auto", "off"):
+        arguments = ("--weights", tmp_path / "network.safetensors", "--backend", "eager", "--precision", "fp32")
+        target = tmp_path / f"{reuse}.mp4"
+        code, said[reuse], err = run("upscale", tmp_path / "in.mkv", target, *arguments, "--reuse", reuse)
+        assert code == 0, err
+    assert (tmp_path / "auto.mp4").read_bytes() == (tmp_path / "off.mp4").read_bytes()
+    assert "of the pixels had not changed" in said["auto"]
+    assert "reused" not in said["off"]
+    assert run("upscale", tmp_path / "in.mkv", tmp_path / "out.mp4", "--reuse", "maybe")[0] == 2

@@ -148,6 +148,8 @@ def _options(choice: Choice) -> VideoOptions:
     matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
     if choice.matrix not in matrices:
         raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix}")
+    if choice.reuse not in (None, "auto", "off"):
+        raise UsageError(f"expected --reuse auto or off, got {choice.reuse}")
     return VideoOptions(
         codec=choice.codec or "auto",
         crf=choice.crf,
@@ -156,6 +158,7 @@ def _options(choice: Choice) -> VideoOptions:
         matrix=matrices[choice.matrix],
         strict=choice.strict,
         restart=choice.resume is False,
+        reuse="off" if choice.reuse == "off" else "auto",
     )
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import av
 
 from srgan_fast.errors import Interrupted, OutputError, UsageError
+from srgan_fast.reuse import Reuse
 from srgan_fast.video.colour import Matrix
 from srgan_fast.video.encoder import Codec, Encoder, Options, Output, check_options, choose, output_of
 from srgan_fast.video.mux import container_of, join, limits
@@ -47,6 +48,7 @@ class VideoOptions:
     matrix: Matrix | None = None
     strict: bool = False
     restart: bool = False
+    reuse: Literal["auto", "off"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,9 @@ def upscale_video(
                 if progress is not None:
                     progress(earlier + frames, total, busy)
 
+            reuse = Reuse(upscaler, options.reuse, shared=True)
             todo = [segment for segment in segments if folder.record(segment) is None]
-            if not render(task, upscaler, todo, progress=tell, stop=stop):
+            if not render(task, upscaler, todo, reuse=reuse, progress=tell, stop=stop):
                 raise Interrupted(_partial(video, task, segments, target, total))
             records = [record for segment in segments if (record := folder.record(segment)) is not None]
             packets = [folder.packets(s) for s, record in zip(segments, records, strict=True) if record.frames]
@@ -131,7 +134,15 @@ def upscale_video(
             summary = describe(video, output, codec, dropped, records, written, folder.joined())
             os.replace(folder.joined(), target)
             parts.remove()
-    return replace(summary, target=target, seconds=time.perf_counter() - began, resumed=earlier, busy_s=busy_s)
+    return replace(
+        summary,
+        target=target,
+        seconds=time.perf_counter() - began,
+        resumed=earlier,
+        busy_s=busy_s,
+        saved=reuse.saved,
+        not_reused=reuse.reason if options.reuse == "auto" else "",
+    )
 
 
 def render(
@@ -139,19 +150,23 @@ def render(
     upscaler: Upscaler,
     segments: Sequence[Segment],
     *,
+    reuse: Reuse | None = None,
     progress: Callable[[int, Busy], object] = lambda frames, busy: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Render segments one after another; whether all of them are finished now, as `stop` may have ended it.
+
+    By `reuse` only what changed from frame to frame is computed; frames that run several at once are computed whole.
 
     Raises:  the first error that a stage has met; what was finished before stays finished
     """
     with Source(task.source, matrix=task.matrix, hardware=upscaler.device != "cpu") as video:
         height, width = video.info.height, video.info.width
         itemsize = 1 if video.info.colour.depth == 8 else 2
+        again = Reuse(upscaler, "off") if reuse is None else reuse
         together = max(1, min(_BATCH, _BATCH_PIXELS // (height * width)))
         stages = Stages(
-            lambda frames: upscaler(frames, layout="HWC" if frames.ndim == 3 else "NHWC"),
+            lambda frames: again(frames) if frames.ndim == 3 else upscaler(frames, layout="NHWC"),
             upscaler.device,
             task.output.colour,
             batch=upscaler.plan(height, width, itemsize=itemsize, count=together).frames,

@@ -25,7 +25,8 @@ _COUNTED = ("some frames are damaged", "the file is cut short")
 class Summary:
     """What was kept, changed and dropped, and what of the input is damaged or missing.
 
-    Units:  `resumed` counts frames of earlier runs; `busy_s` the seconds that each stage of this run has worked
+    Units:  `resumed` counts frames of earlier runs; `busy_s` the seconds that each stage of this run has worked,
+            `saved` the share of pixels that this run did not compute, because they had not changed
     """
 
     output: Output
@@ -41,6 +42,8 @@ class Summary:
     seconds: float = 0.0
     resumed: int = 0
     busy_s: Mapping[str, float] = field(default_factory=dict)
+    saved: float = 0.0
+    not_reused: str = ""
 
     def lines(self) -> Iterator[str]:
         """The summary for a reader."""
@@ -56,6 +59,10 @@ class Summary:
             share = min(1.0, self.busy_s[slowest] / self.seconds)
             said += f" ({new / self.seconds:.2f} fps, {slowest} is busy {share:.0%} of the time)"
         yield f"{said} -> {self.target}"
+        if self.saved >= 0.005:
+            yield f"  reused: {self.saved:.0%} of the pixels had not changed, and were not computed again"
+        if self.not_reused:
+            yield f"  reused: whole frames only, as {self.not_reused}"
         for name in ("kept", "changed", "dropped", "damage", "missing"):
             for text in getattr(self, name):
                 yield f"  {name}: {text}"
