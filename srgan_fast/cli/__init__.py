@@ -15,7 +15,7 @@ from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, Output
 
 app = typer.Typer(
     name="srgan-fast",
-    help="Super-resolution of photos with SRGAN: upscale, evaluate, train, check.",
+    help="Super-resolution of photos and video with SRGAN: upscale, evaluate, train, export, check.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
