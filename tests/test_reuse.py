@@ -85,10 +85,10 @@ def changed(frame: torch.Tensor, patches: list[Patch], seed: int) -> torch.Tenso
     return frame
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    height=st.integers(90, 300),
-    width=st.integers(90, 300),
+    height=st.integers(90, 220),
+    width=st.integers(90, 220),
     radius=st.integers(0, 12),
     frames=patterns,
     dtype=st.sampled_from([torch.uint8, torch.uint16]),
