@@ -37,14 +37,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    items = [item for item in session.items if wants_child(item)]
+    if items and not session.testsfailed and not session.config.option.collectonly:
+        session.config.stash[_CHILD] = Child(items)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     if not wants_child(item):
         return None
-    stash = item.config.stash
-    if _CHILD not in stash:
-        stash[_CHILD] = Child([other for other in item.session.items if wants_child(other)])
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in stash[_CHILD].reports(item):
+    for report in item.config.stash[_CHILD].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     # A test before this one may have left its module set up for it.

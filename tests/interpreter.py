@@ -2,16 +2,19 @@
 
 Triton reads TRITON_INTERPRET when it decorates a kernel, so no process can both interpret kernels and compile them.
 The child is a pytest that is given the selected tests; it hands back the report of each as it ends, and the parent
-shows it as its own: every case has its name, its output and its place in the summary.
+shows it as its own: every case has its name, its output and its place in the summary. It starts with the first test and
+runs beside the others, on a core of its own where there are two.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import subprocess
 import sys
 import tempfile
+import threading
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import IO
@@ -31,7 +34,7 @@ class Child:
     """A pytest process for some tests, which it runs in their order."""
 
     def __init__(self, items: Sequence[pytest.Item]) -> None:
-        self._config = items[0].config
+        self._config, self._count = items[0].config, len(items)
         self._reports: dict[str, list[pytest.TestReport]] = defaultdict(list)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by stop
         read, write = os.pipe()
@@ -44,13 +47,16 @@ class Child:
             stderr=subprocess.STDOUT,
         )
         os.close(write)
-        self._lines = os.fdopen(read)
+        # Read as they come: a full pipe would hold the child up.
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, args=(read,), daemon=True)
+        self._reader.start()
 
     def reports(self, item: pytest.Item) -> list[pytest.TestReport]:
         """What became of a test: its setup, call and teardown; one failure with the child's output if it died."""
         name = item.nodeid
         while not any(report.when == "teardown" for report in self._reports[name]):
-            line = self._lines.readline()
+            line = self._lines.get()
             if not line:
                 return [self._lost(item)]
             data = json.loads(line)
@@ -62,8 +68,15 @@ class Child:
         """End the child, if it still runs, and wait for it."""
         self._process.terminate()
         self._process.wait()
-        self._lines.close()
+        self._reader.join()
         self._output.close()
+
+    def _read(self, source: int) -> None:
+        with os.fdopen(source) as lines:
+            for line in lines:
+                self._lines.put(line)
+        for _ in range(self._count):  # as a file at its end gives, for each test that still waits
+            self._lines.put("")
 
     def _lost(self, item: pytest.Item) -> pytest.TestReport:
         code = self._process.wait()

@@ -148,8 +148,9 @@ def test_checks_are_counted() -> None:
 
 
 def test_ceilings_are_sound_records() -> None:
-    found = cleaned(list(ceiling.measure("cpu")))
-    assert [one["name"] for one in found] == ["matmul", "copy"]
+    found = cleaned([*ceiling.measure("cpu"), ceiling.product("cpu", "fp32")])
+    assert [one["name"] for one in found] == ["matmul", "copy", "matmul"]
+    assert [one.get("serves") for one in found] == [None, None, "train"]
     for one in found:
         verify(one, found)
     assert "ceilings measured in this run" in table.ceiling_line(found)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_steps import small_networks
+from small_steps import small
 from torch import Tensor, nn
 
 from srgan_fast import weights
@@ -29,14 +29,11 @@ from srgan_fast.train.data import Batches
 from srgan_fast.train.graph_step import make_step
 from srgan_fast.train.step import EagerStep
 
+__all__ = ["small"]
+
 Record = dict[str, Any]
 
 NO_GPU = "a graph of the step needs an NVIDIA GPU"
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    small_networks(monkeypatch)
 
 
 def cleaned(records: list[Record]) -> list[Record]:
