@@ -18,8 +18,6 @@ from srgan_fast.errors import BackendUnavailable
 from srgan_fast.export import parts
 from srgan_fast.weights import Model
 
-# Of what lives at once, what the library holds: its arena has gaps.
-_ARENA = 4 / 3
 _ELEMENTS = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float16: np.float16}
 
 
@@ -61,7 +59,7 @@ class ONNXBackend(ExportedBackend):
             wants_frames=made.wants_frames,
             radius=made.radius,
             tail_radius=made.tail_radius,
-            live={part: _ARENA * size for part, size in made.live.items()},
+            live=made.live_fused,
             features=torch.float16 if precision == "fp16" else torch.float32,
         )
 
@@ -80,6 +78,8 @@ class ONNXBackend(ExportedBackend):
     def _runner(self, part: bytes, where: torch.device) -> Run:
         """A part in a session of its own, as a function over tensors' memory."""
         options = self._runtime.SessionOptions()
+        # Its arena keeps what a window took and has gaps: memory that no plan foresees.
+        options.enable_cpu_mem_arena = False
         options.intra_op_num_threads = torch.get_num_threads()
         # Threads that wait by spinning would take the cores from torch's.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
