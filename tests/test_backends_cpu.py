@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -255,6 +257,20 @@ def test_auto_takes_openvino_and_goes_on_where_it_is_missing_or_wrong(
             BackendUnavailable, match=rf"{name} is not available: .* pip install 'srgan-fast\[{extra}\]'"
         ):
             select(name, model, "cpu", "fp32")
+
+
+def test_signals_come_after_backends_have_gone_in_any_order(model: weights.Model) -> None:
+    """OpenVINO changes the stack of a thread's signals; one that is no longer mapped would end this process."""
+    first, second = (OpenVINOBackend(model, "cpu", "fp32") for _ in range(2))
+    del first
+    gc.collect()
+    del second
+    gc.collect()
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert came == [signal.SIGTERM]
 
 
 def test_a_gpu_is_not_openvinos(model: weights.Model) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,17 @@ def probe(device: str) -> Ok | Unavailable:
     if torch.device(device).type != "cpu":
         return Unavailable(f"it runs on the CPU, the device is {device}", "give --device cpu")
     return installed("openvino", "openvino", "onnx")
+
+
+@cache
+def _core() -> Any:
+    """The library's one core, kept while the process lives.
+
+    Where a CPU has wide registers, a core gives the thread that makes it another stack for signals, and gives back what
+    it found when it goes. Two that do not go in the reverse order leave one that is no longer mapped: the next signal,
+    a Ctrl-C, is then a segmentation fault.
+    """
+    return import_module("openvino").Core()
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,7 @@ class OpenVINOBackend(ExportedBackend):
             raise BackendUnavailable(f"backend openvino is not available: {answer.reason}; {answer.fix}")
         precision = choose_precision(precision, device)
         self._library: Any = import_module("openvino")
-        self._core = self._library.Core()
+        self._core = _core()
         capabilities = self._capabilities()
         if precision == "bf16" and "BF16" not in capabilities:
             raise BackendUnavailable(
