@@ -282,7 +282,11 @@ def test_a_gpu_is_not_openvinos(model: weights.Model) -> None:
 
 @pytest.mark.parametrize("capabilities", [["FP32", "INT8"], ["FP32", "BF16"]])
 def test_bf16_is_stated_and_refused_where_it_is_missing(
-    capabilities: list[str], model: weights.Model, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    capabilities: list[str],
+    model: weights.Model,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     stated: list[str] = []
     right = OpenVINOBackend._compiled
@@ -292,7 +296,7 @@ def test_bf16_is_stated_and_refused_where_it_is_missing(
         return right(self, model)
 
     monkeypatch.setattr(OpenVINOBackend, "_compiled", compiled)
-    monkeypatch.setattr(OpenVINOBackend, "_capabilities", lambda self: capabilities)
+    monkeypatch.setattr(openvino_backend, "_capabilities", lambda: capabilities)
     # Never by itself where eager would not.
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert OpenVINOBackend(model, "cpu", "auto").precision == "fp32"
@@ -303,6 +307,16 @@ def test_bf16_is_stated_and_refused_where_it_is_missing(
     else:
         with pytest.raises(BackendUnavailable, match="no bfloat16 on this CPU, which has FP32, INT8; take fp32"):
             OpenVINOBackend(model, "cpu", "bf16")
+    caplog.set_level(logging.WARNING)
+    assert select("auto", model, "cpu", "bf16").name == ("openvino" if "BF16" in capabilities else "eager")
+    assert caplog.text == ""  # nothing went wrong
+
+
+def test_what_backends_lack_alike_is_said_once(model: weights.Model) -> None:
+    with pytest.raises(
+        BackendUnavailable, match=r"not openvino, eager, onnx: int8 is for the backend fused [^;]*; tak"
+    ):
+        select("auto", model, "cpu", "int8")
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -7,7 +7,7 @@ asked for by name never falls back.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -48,7 +48,7 @@ class Backend(Protocol):
 class BackendEntry:
     """How to ask for a backend on a device, and how to make it from a model, a device and a precision.
 
-    `offer` is how `auto` makes one that is not worth it for every model: it says why not.
+    `offer` is how `auto` makes one that is not for every model, precision or machine: it says why not.
     """
 
     probe: Callable[[str], Ok | Unavailable]
@@ -60,7 +60,7 @@ class BackendEntry:
 BACKENDS: dict[str, BackendEntry] = {
     "tensorrt": BackendEntry(tensorrt.probe, tensorrt.TensorRTBackend, tensorrt.offer),
     "fused": BackendEntry(fused.probe, fused.FusedBackend),
-    "openvino": BackendEntry(openvino.probe, openvino.OpenVINOBackend),
+    "openvino": BackendEntry(openvino.probe, openvino.OpenVINOBackend, openvino.offer),
     "eager": BackendEntry(eager.probe, eager.EagerBackend),
     "onnx": BackendEntry(onnx.probe, onnx.ONNXBackend),
 }
@@ -78,25 +78,33 @@ def select(name: str, model: Model, device: str, precision: str) -> Backend:
         if isinstance(answer, Unavailable):
             raise BackendUnavailable(f"backend {name} is not available: {answer.reason}; {answer.fix}")
         return BACKENDS[name].create(model, device, precision)
-    reasons: list[str] = []
+    reasons: dict[str, str] = {}
     refused: list[str] = []
     for candidate, entry in BACKENDS.items():
         answer = entry.probe(device)
         if isinstance(answer, Unavailable):
-            reasons.append(f"not {candidate}: {answer.reason}")
+            reasons[candidate] = answer.reason
             continue
         try:
             backend = (entry.offer or entry.create)(model, device, precision)
         except BackendUnavailable as error:
             refused.append(str(error))
-            reasons.append(f"not {candidate}: {error}")
+            reasons[candidate] = str(error)
             continue
         if isinstance(backend, Unavailable):
-            reasons.append(f"not {candidate}: {backend.reason}")
+            reasons[candidate] = backend.reason
             continue
         # They run on this machine, but not this network on this device, or not rightly: worth a word to the user.
         for text in refused:
             _log.warning("%s", text)
-        _log.info("backend %s chosen%s", candidate, f"; {'; '.join(reasons)}" if reasons else "")
+        _log.info("backend %s chosen%s", candidate, f"; {_told(reasons)}" if reasons else "")
         return backend
-    raise BackendUnavailable(f"no backend is available: {'; '.join(reasons)}")
+    raise BackendUnavailable(f"no backend is available: {_told(reasons)}")
+
+
+def _told(reasons: Mapping[str, str]) -> str:
+    """Why each of them was not taken; what they share is said once."""
+    sharing: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        sharing.setdefault(reason, []).append(name)
+    return "; ".join(f"not {', '.join(names)}: {reason}" for reason, names in sharing.items())

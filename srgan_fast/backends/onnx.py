@@ -59,7 +59,7 @@ class ONNXBackend(ExportedBackend):
             wants_frames=made.wants_frames,
             radius=made.radius,
             tail_radius=made.tail_radius,
-            live=made.live_fused,
+            live=made.live,
             features=torch.float16 if precision == "fp16" else torch.float32,
         )
 

@@ -53,6 +53,28 @@ def _core() -> Any:
     return import_module("openvino").Core()
 
 
+def _capabilities() -> list[str]:
+    """What the library says this CPU computes in."""
+    return list(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _lacking(precision: str) -> Unavailable | None:
+    capabilities = _capabilities()
+    if precision != "bf16" or "BF16" in capabilities:
+        return None
+    return Unavailable(
+        f"OpenVINO has no bfloat16 on this CPU, which has {', '.join(capabilities)}", "take fp32, or the backend eager"
+    )
+
+
+def offer(model: Model, device: str, precision: str) -> OpenVINOBackend | Unavailable:
+    """The backend for `auto`, where the library has the precision.
+
+    Raises:  as the backend itself
+    """
+    return _lacking(choose_precision(precision, device)) or OpenVINOBackend(model, device, precision)
+
+
 @dataclass(frozen=True)
 class _Entry:
     """What is kept of a model: both parts as the library has compiled them, and eager's picture of the check's frames.
@@ -99,19 +121,16 @@ class OpenVINOBackend(ExportedBackend):
         precision = choose_precision(precision, device)
         self._library: Any = import_module("openvino")
         self._core = _core()
-        capabilities = self._capabilities()
-        if precision == "bf16" and "BF16" not in capabilities:
-            raise BackendUnavailable(
-                f"OpenVINO has no bfloat16 on this CPU, which has {', '.join(capabilities)}; take fp32, or the backend"
-                " eager"
-            )
+        lacking = _lacking(precision)
+        if lacking:
+            raise BackendUnavailable(f"{lacking.reason}; {lacking.fix}")
         self._settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        key = self._key(model, capabilities)
+        key = self._key(model)
         body = _kept.read(key)
         if body is None:
             entry, (trunk, *tails) = self._compiled(model)
@@ -139,8 +158,7 @@ class OpenVINOBackend(ExportedBackend):
             for part in (made.trunk, *made.tails.values())
         ]
         trunk, *tails = (each.export_model().getvalue() for each in compiled)
-        about = {name: getattr(made, name) for name in ("channels", "wants_frames", "radius", "tail_radius")}
-        about["live"] = made.live_fused
+        about = {name: getattr(made, name) for name in ("channels", "wants_frames", "radius", "tail_radius", "live")}
         want = selfcheck.wanted(model, selfcheck.check_frames(*selfcheck.CHECK_SIZE))
         return _Entry(about, trunk, dict(zip(made.tails, tails, strict=True)), want), compiled
 
@@ -156,11 +174,7 @@ class OpenVINOBackend(ExportedBackend):
 
         return run
 
-    def _capabilities(self) -> list[str]:
-        """What the library says this CPU computes in."""
-        return list(self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-
-    def _key(self, model: Model, capabilities: list[str]) -> str:
+    def _key(self, model: Model) -> str:
         """A digest of all that an entry depends on; of the weights themselves, which may not be those of the file."""
         sources = [Path(str(module.__file__)).read_bytes() for module in _SOURCES]
         about = {
@@ -170,7 +184,7 @@ class OpenVINOBackend(ExportedBackend):
             "check": selfcheck.CHECK_SIZE,
             "openvino": self._library.get_version(),
             "settings": self._settings,
-            "cpu": [platform.machine(), self._core.get_property("CPU", "FULL_DEVICE_NAME"), capabilities],
+            "cpu": [platform.machine(), self._core.get_property("CPU", "FULL_DEVICE_NAME"), _capabilities()],
             "onnx": version("onnx"),
             "sources": [hashlib.sha256(source).hexdigest() for source in sources],
         }

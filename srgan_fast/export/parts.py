@@ -33,7 +33,7 @@ class Parts:
     features and, where `wants_frames`, the frames that they came from, as uint8 [n, h, w, 3] or as float32 again, and
     gives the picture alike.
 
-    Units:  radii in LR pixels; bytes a LR pixel of what lives at once inside each part, `live_fused` where activations
+    Units:  radii in LR pixels; `live` in bytes a LR pixel, of what lives at once inside each part, where activations
             take no memory of their own
     """
 
@@ -44,7 +44,6 @@ class Parts:
     radius: int | None
     tail_radius: int
     live: dict[str, float]
-    live_fused: dict[str, float]
 
 
 def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
@@ -75,8 +74,7 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
         wants_frames=wants_frames,
         radius=receptive_radius(model.network),
         tail_radius=receptive_radius(model.network, tail_only=True) or 0,
-        live={key: _live_bytes(part, fused=False) for key, part in parts.items()},
-        live_fused={key: _live_bytes(part, fused=True) for key, part in parts.items()},
+        live={key: _live_bytes(part) for key, part in parts.items()},
     )
 
 
@@ -99,7 +97,7 @@ def _first_of_tail(network: Any) -> str:
     return ran[0]
 
 
-def _live_bytes(part: Any, *, fused: bool) -> float:
+def _live_bytes(part: Any) -> float:
     """What a part's values take at most while it runs, its own inputs and outputs apart, in bytes a LR pixel."""
     import onnx
 
@@ -122,7 +120,7 @@ def _live_bytes(part: Any, *, fused: bool) -> float:
     for i, node in enumerate(graph.node):
         dying = [name for name in dict.fromkeys(node.input) if last[name] == i and name in bytes_of]
         (out,) = node.output
-        if fused and node.op_type in _POINTWISE and dying:
+        if node.op_type in _POINTWISE and dying:
             now -= bytes_of[dying.pop(0)]
         now += bytes_of.get(out, 0)
         peak = max(peak, now)
