@@ -3,8 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
-# One thread each: Triton's interpreter runs beside the other tests in a second process (`tests/interpreter.py`), and on
-# two cores OpenMP threads that spin while they wait for each other cost more than they bring; networks here are small.
+# One thread each: a second process runs tests beside the others (`tests/beside.py`), and on two cores OpenMP threads
+# that spin while they wait for each other cost more than they bring; networks here are small.
 TEST_ENV := OMP_NUM_THREADS=1
 
 .PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint wheel clean

@@ -1,5 +1,5 @@
-"""What tests share: the command line, a small network, data, a missing GPU, a double of TensorRT, and the process of
-Triton's interpreter.
+"""What tests share: the command line, a small network, data, a missing GPU, a double of TensorRT, and the processes
+beside this one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interpreter import Child, hand_back, wants_child
+from beside import Beside, groups_of, hand_back
 
 ROOT = Path(__file__).resolve().parent.parent
-_CHILD = pytest.StashKey[Child]()
+_BESIDE = pytest.StashKey[Beside]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,17 +38,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    items = [item for item in session.items if wants_child(item)]
-    if items and not session.testsfailed and not session.config.option.collectonly:
-        session.config.stash[_CHILD] = Child(items)
+    groups = groups_of(session.items)
+    if groups and not session.testsfailed and not session.config.option.collectonly:
+        beside = session.config.stash[_BESIDE] = Beside(groups)
+        # What others run comes last: nobody waits for it before.
+        session.items.sort(key=lambda item: item in beside)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if not wants_child(item):
+    beside = item.config.stash.get(_BESIDE, None)
+    if beside is None or item not in beside:
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in item.config.stash[_CHILD].reports(item):
+    for report in beside.reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     # A test before this one may have left its module set up for it.
@@ -61,8 +64,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if _CHILD in config.stash:
-        config.stash[_CHILD].stop()
+    if _BESIDE in config.stash:
+        config.stash[_BESIDE].stop()
 
 
 class _HandBack:

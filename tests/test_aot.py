@@ -21,7 +21,10 @@ from ahead_of_time import FRAMES, NETWORK, TABLE, TRAINING, Built, Entry, Launch
 from srgan_fast import kernels
 from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
 
-pytestmark = pytest.mark.skipif(kernels.interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile")
+pytestmark = [
+    pytest.mark.beside,
+    pytest.mark.skipif(kernels.interpreting(), reason="TRITON_INTERPRET=1 leaves nothing to compile"),
+]
 
 ARCHITECTURES = sorted(SHARED_LIMIT_KIB)
 # Which tensor cores a generation has, in the words of `Built.instructions`.

@@ -14,7 +14,10 @@ from sm90_table import CONV3X3, HEAD, INT8, PROBE, TABLE, TAIL, Entry, copy, fau
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.nvrtc import Specialisation
 
-pytestmark = pytest.mark.skipif(nvrtc.why_not() is not None, reason="; ".join(nvrtc.why_not() or ()))
+pytestmark = [
+    pytest.mark.beside,
+    pytest.mark.skipif(nvrtc.why_not() is not None, reason="; ".join(nvrtc.why_not() or ())),
+]
 
 # Few, of every layout, epilogue and type: a step that is no divisor of the order of the table, and the tallest tiles.
 SAMPLE = [

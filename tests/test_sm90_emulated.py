@@ -21,7 +21,7 @@ from srgan_fast.kernels.conv3x3.sm90 import Layout, Tile, Variant
 from srgan_fast.kernels.nvrtc import Specialisation
 from srgan_fast.kernels.parity import Report
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)
+pytestmark = [pytest.mark.beside, pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)]
 
 SHIFTED, FLAT, BOXES = Tile(Layout.SHIFTED, 4), Tile(Layout.FLAT, 2), Tile(Layout.BOXES, 4)
 TILES = pytest.mark.parametrize("tile", [SHIFTED, FLAT, BOXES], ids=lambda tile: tile.layout.value)

@@ -22,7 +22,7 @@ from srgan_fast.kernels.head import sm90 as head
 from srgan_fast.kernels.parity import Report
 from srgan_fast.kernels.tail import sm90 as tail
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)
+pytestmark = [pytest.mark.beside, pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)]
 
 HALF = torch.float16
 TILE = tail.Tile(2, 5, 4)

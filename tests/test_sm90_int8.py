@@ -17,7 +17,7 @@ from srgan_fast.kernels.conv3x3_int8 import sm90
 from srgan_fast.kernels.conv3x3_int8.sm90 import Variant, result_bytes
 from srgan_fast.kernels.parity import check_case, compare_exact
 
-pytestmark = pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)
+pytestmark = [pytest.mark.beside, pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)]
 
 SOURCE = "conv3x3_int8/sm90.cu"
 LAYOUTS = pytest.mark.parametrize("layout", Layout, ids=lambda layout: layout.value)

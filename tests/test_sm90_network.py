@@ -17,7 +17,7 @@ from srgan_fast.backends.fused import FusedBackend
 from srgan_fast.kernels import hopper, parity
 from srgan_fast.model import Generator, GeneratorConfig
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
+pytestmark = [pytest.mark.beside, pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)]
 
 CPU = torch.device("cpu")
 
