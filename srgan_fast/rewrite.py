@@ -74,8 +74,8 @@ def without_last_shuffle(network: nn.Module) -> nn.Module:
 def in_place(network: nn.Module) -> nn.Module:
     """The same network, each PReLU of one slope done in the memory of what it is given; in place.
 
-    Bit for bit the same, with a pass over memory and a copy of the widest maps less. In every network of `model` an
-    activation alone reads what it is given. For float32: PyTorch's LeakyReLU is slow in bfloat16 on a CPU.
+    Bit for bit the same, without a copy of the widest maps: on a CPU new memory costs more than the activation. In
+    every network of `model` an activation alone reads what it is given.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):

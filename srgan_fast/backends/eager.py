@@ -73,11 +73,9 @@ class EagerBackend:
         self.device, self.info = torch.device(device), model.info
         network: Any = without_last_shuffle(folded(model.network))
         network = network.to(self.device, memory_format=torch.channels_last)
-        if self.precision == "fp32":
-            network = in_place(network)
-        else:
+        if self.precision != "fp32":
             _lower(network, _DTYPES[self.precision])
-        self.network = network
+        self.network: Any = in_place(network)
         self.low, self.high = (bound.to(self.device) for bound in bounds(model.info.output_range))
         self.footprint = self._measured(
             receptive_radius(model.network), receptive_radius(model.network, tail_only=True)
