@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels.chroma import LUMA, SITINGS
+from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, bands
 from srgan_fast.kernels.contract import LEVELS, output_for
+from srgan_fast.kernels.rgb_to_yuv.reference import planes
 from srgan_fast.kernels.rgb_to_yuv.reference import rgb_to_yuv as reference
 
 __all__ = ["SUBSAMPLINGS", "reference", "run"]
-
-# By how much chroma is smaller than luma: down, across. 400 is grey.
-SUBSAMPLINGS = {"400": None, "420": (2, 2), "422": (1, 2), "444": (1, 1)}
-
 
 def run(
     rgb: Tensor,
@@ -53,6 +50,8 @@ def run(
     places = tuple(
         output_for(rgb, None if out is None else out[i], *shape, dtype=dtype) for i, shape in enumerate(shapes)
     )
-    for place, plane in zip(places, reference(rgb, matrix, full, depth, subsampling, siting, dtype), strict=True):
-        place.copy_(plane)
+    for first, end in bands(rgb):
+        found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, first, end)
+        for place, plane, height in zip(places, found, (1, *[2 if subsampling == "420" else 1] * 2), strict=False):
+            place[first // height : -(-end // height)] = plane
     return places

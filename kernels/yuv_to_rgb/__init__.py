@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels.chroma import LUMA, SITINGS
+from srgan_fast.kernels.chroma import LUMA, SITINGS, bands
 from srgan_fast.kernels.contract import LEVELS, output_for
+from srgan_fast.kernels.yuv_to_rgb.reference import channels
 from srgan_fast.kernels.yuv_to_rgb.reference import yuv_to_rgb as reference
 
 __all__ = ["reference", "run"]
@@ -54,4 +55,8 @@ def run(
     if not 8 <= depth <= 16 or (dtype not in LEVELS and not dtype.is_floating_point):
         raise ValueError(f"expected 8 to 16 bits and uint8, uint16 or a floating-point dtype, got {depth} and {dtype}")
     out = output_for(y, out, h, w, 3, dtype=dtype)
-    return out.copy_(reference(y, u, v, matrix, full, depth, siting, dtype))
+    for first, end in bands(y):
+        colours = channels(y, u, v, matrix, full, depth, siting, dtype, first, end)
+        for i, colour in enumerate(colours):
+            out[first:end, :, i] = colour
+    return out
