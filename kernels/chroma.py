@@ -104,9 +104,9 @@ def padded(x: Tensor, dim: int) -> Tensor:
 
 
 def bands(x: Tensor) -> Iterator[tuple[int, int]]:
-    """Where to cut the rows of a frame [h, w, ...] so that what lies between stays in a CPU's cache: first, behind last.
+    """Bands of rows of a frame [h, w, ...] from a first one, which is even, to before an end.
 
-    The first is even, as chroma needs it. A GPU has a frame in one piece.
+    What a CPU makes of one stays in its cache; a GPU has a frame in one piece.
     """
     height, width = x.shape[:2]
     rows = max(2, _BAND_PIXELS // width // 2 * 2) if x.device.type == "cpu" else height

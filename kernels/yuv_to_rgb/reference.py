@@ -35,7 +35,7 @@ def channels(
     luma = (wide(y[first:end], dtype) - by.y_offset).mul_(by.luma)
     if u is None or v is None:
         return [rounded(luma.clamp_(0, top), dtype)] * 3
-    pb, pr = (_enlarged(c, *y.shape, siting, dtype, by.c_offset, first, end) for c in (u, v))
+    pb, pr = (_enlarged(c, y.shape[0], y.shape[1], siting, dtype, by.c_offset, first, end) for c in (u, v))
     red, blue = (pr * by.v_to_red).add_(luma), (pb * by.u_to_blue).add_(luma)
     green = luma.add_(pb.mul_(by.u_to_green)).add_(pr.mul_(by.v_to_green))
     return [rounded(c.clamp_(0, top), dtype) for c in (red, green, blue)]
