@@ -18,7 +18,8 @@ SITINGS = {"left": (True, False), "centre": (False, False), "topleft": (True, Tr
 # By how much chroma is smaller than luma: down, across. 400 is grey.
 SUBSAMPLINGS = {"400": None, "420": (2, 2), "422": (1, 2), "444": (1, 1)}
 
-_BAND_PIXELS = 1 << 16
+# At 32 bits half a megabyte: of smaller bands a CPU spends more on calls than on pixels.
+_BAND_PIXELS = 1 << 17
 
 
 def levels(full: bool, depth: int) -> tuple[float, float, float, float]:
@@ -79,9 +80,7 @@ class ToYUV(NamedTuple):
 
 def wide(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Pixels or code values as they are, in float32, or in float64 where the result is."""
-    result = torch.float64 if torch.float64 in (dtype, x.dtype) else torch.float32
-    # uint16 has no arithmetic of its own.
-    return x.to(torch.int32).to(result) if x.dtype == torch.uint16 else x.to(result)
+    return x.to(torch.float64 if torch.float64 in (dtype, x.dtype) else torch.float32)
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -90,11 +89,6 @@ def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     `x` is written over.
     """
     return x if dtype.is_floating_point else x.add_(0.5)
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """In a dtype that may be uint16, which not every device casts a float to."""
-    return x.to(torch.int32).to(dtype) if dtype == torch.uint16 else x.to(dtype)
 
 
 def padded(x: Tensor, dim: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels.chroma import SITINGS, SUBSAMPLINGS, ToYUV, cast, padded, rounded, wide
+from srgan_fast.kernels.chroma import SITINGS, SUBSAMPLINGS, ToYUV, padded, rounded, wide
 from srgan_fast.kernels.contract import LEVELS
 
 
@@ -14,7 +14,7 @@ def rgb_to_yuv(
 ) -> tuple[Tensor, ...]:
     """See the package."""
     found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, 0, rgb.shape[0])
-    return tuple(cast(plane, dtype) for plane in found)
+    return tuple(plane.to(dtype) for plane in found)
 
 
 def planes(
@@ -33,12 +33,12 @@ def planes(
     less = SUBSAMPLINGS[subsampling]
     # With a row more on both sides where chroma needs it; outside the frame the border goes on.
     halo = int(subsampling == "420")
-    around = rgb[max(first - halo, 0) : end + halo]
-    if halo and (first == 0 or end == rgb.shape[0]):
-        around = torch.cat((*[around[:1]] * (first == 0), around, *[around[-1:]] * (end == rgb.shape[0])))
-    colours = [wide(around[..., i], dtype) for i in range(3)]
+    above, below = halo * (first == 0), halo * (end == rgb.shape[0])
+    colours = [wide(rgb[first - halo + above : end + halo, :, i], dtype) for i in range(3)]
     if rgb.is_floating_point():
         colours = [colour.clamp(0, 1) for colour in colours]
+    if above or below:
+        colours = [torch.cat((*[c[:1]] * above, c, *[c[-1:]] * below)) for c in colours]
     found = [_sum([colour[halo : halo + end - first] for colour in colours], by.y, by.y_offset)]
     if less is not None:
         across, down = SITINGS[siting]

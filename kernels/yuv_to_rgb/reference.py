@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels.chroma import SITINGS, ToRGB, cast, padded, rounded, wide
+from srgan_fast.kernels.chroma import SITINGS, ToRGB, padded, rounded, wide
 from srgan_fast.kernels.contract import LEVELS
 
 
@@ -14,7 +14,7 @@ def yuv_to_rgb(
 ) -> Tensor:
     """See the package."""
     found = channels(y, u, v, matrix, full, depth, siting, dtype, 0, y.shape[0])
-    return torch.stack([cast(c, dtype) for c in found], -1)
+    return torch.stack(found, -1).to(dtype)
 
 
 def channels(
