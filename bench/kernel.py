@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from srgan_fast import kernels
@@ -146,7 +145,7 @@ def _sides(name: str, op: TimedOp, arguments: dict[str, Any], dtype: torch.dtype
     )
 
 
-def _by(impl: str, op: TimedOp, arguments: dict[str, Any]) -> Tensor:
+def _by(impl: str, op: TimedOp, arguments: dict[str, Any]) -> object:
     with kernels.only(impl):
         return op.run(**arguments)
 

@@ -24,6 +24,7 @@ OPS = {
         *("frame_input", "head", "conv3x3", "conv3x3_shuffle", "tail", "pixelshuffle_prelu"),
         *("conv3x3_int8", "quantise_int8"),
         *("training_crops", "conv3x3_stats", "batchnorm_act"),
+        *("yuv_to_rgb", "rgb_to_yuv"),
     )
 }
 

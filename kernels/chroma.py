@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -11,6 +14,12 @@ LUMA = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722), "bt2020": (0.2627, 0
 # Where chroma lies in a 4:2:0 or 4:2:2 block, ITU-T H.273 figure 10: between the two luma columns and rows, or on the
 # first of them. (across, down) is whether it lies on the first.
 SITINGS = {"left": (True, False), "centre": (False, False), "topleft": (True, True)}
+
+# By how much chroma is smaller than luma: down, across. 400 is grey.
+SUBSAMPLINGS = {"400": None, "420": (2, 2), "422": (1, 2), "444": (1, 1)}
+
+# At 32 bits half a megabyte: of smaller bands a CPU spends more on calls than on pixels.
+_BAND_PIXELS = 1 << 17
 
 
 def levels(full: bool, depth: int) -> tuple[float, float, float, float]:
@@ -22,24 +31,78 @@ def levels(full: bool, depth: int) -> tuple[float, float, float, float]:
     return 16 * unit, 219 * unit, 128 * unit, 224 * unit
 
 
+class ToRGB(NamedTuple):
+    """What code values are multiplied with, in this order: without their offsets, to values from 0 to a top."""
+
+    y_offset: float
+    c_offset: float
+    luma: float
+    v_to_red: float
+    u_to_green: float
+    v_to_green: float
+    u_to_blue: float
+
+    @classmethod
+    def of(cls, matrix: str, full: bool, depth: int, top: int) -> ToRGB:
+        """Those of a matrix, a range and a depth."""
+        y_offset, y_span, c_offset, c_span = levels(full, depth)
+        red, blue = LUMA[matrix]
+        green = 1 - red - blue
+        to_red, to_blue = 2 * (1 - red) * top / c_span, 2 * (1 - blue) * top / c_span
+        to_green = (-blue * to_blue / green, -red * to_red / green)
+        return cls(y_offset, c_offset, top / y_span, to_red, *to_green, to_blue)
+
+
+class ToYUV(NamedTuple):
+    """What red, green and blue from 0 to a top are multiplied with, for y, u and v in turn; then offsets are added."""
+
+    y_offset: float
+    c_offset: float
+    y: tuple[float, float, float]
+    u: tuple[float, float, float]
+    v: tuple[float, float, float]
+
+    @classmethod
+    def of(cls, matrix: str, full: bool, depth: int, top: int) -> ToYUV:
+        """Those of a matrix, a range and a depth."""
+        y_offset, y_span, c_offset, c_span = levels(full, depth)
+        red, blue = LUMA[matrix]
+        green = 1 - red - blue
+        y, u, v = y_span / top, c_span / (2 - 2 * blue) / top, c_span / (2 - 2 * red) / top
+        return cls(
+            y_offset,
+            c_offset,
+            (red * y, green * y, blue * y),
+            (-red * u, -green * u, (1 - blue) * u),
+            ((1 - red) * v, -green * v, -blue * v),
+        )
+
+
 def wide(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Pixels or code values as they are, in float32, or in float64 where the result is."""
-    result = torch.float64 if torch.float64 in (dtype, x.dtype) else torch.float32
-    # uint16 has no arithmetic of its own.
-    return x.to(torch.int32).to(result) if x.dtype == torch.uint16 else x.to(result)
+    return x.to(torch.float64 if torch.float64 in (dtype, x.dtype) else torch.float32)
 
 
-def quantised(x: Tensor, top: int, dtype: torch.dtype) -> Tensor:
-    """floor(clamp(x, 0, top) + 0.5) for an integer dtype; floats as they are."""
-    if dtype.is_floating_point:
-        return x.to(dtype)
-    x = x.clamp(0, top).add_(0.5)  # a cast of what is not negative rounds down
-    return x.to(torch.uint8) if dtype == torch.uint8 else x.to(torch.int32).to(dtype)
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a cast to an integer dtype makes floor(x + 0.5) of, where x is not negative; floats as they are.
+
+    `x` is written over.
+    """
+    return x if dtype.is_floating_point else x.add_(0.5)
 
 
-def shift(x: Tensor, by: int, dim: int) -> Tensor:
-    """The next (1) or previous (-1) neighbour of each element along a dimension; at the border the element itself."""
+def padded(x: Tensor, dim: int) -> Tensor:
+    """With one more element at both ends of a dimension, each like its neighbour."""
     size = x.shape[dim]
-    if by > 0:
-        return torch.cat((x.narrow(dim, 1, size - 1), x.narrow(dim, size - 1, 1)), dim)
-    return torch.cat((x.narrow(dim, 0, 1), x.narrow(dim, 0, size - 1)), dim)
+    return torch.cat((x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)), dim)
+
+
+def bands(x: Tensor) -> Iterator[tuple[int, int]]:
+    """Bands of rows of a frame [h, w, ...] from a first one, which is even, to before an end.
+
+    What a CPU makes of one stays in its cache; a GPU has a frame in one piece.
+    """
+    height, width = x.shape[:2]
+    rows = max(2, _BAND_PIXELS // width // 2 * 2) if x.device.type == "cpu" else height
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)

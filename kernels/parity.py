@@ -159,15 +159,16 @@ class Op(Protocol):
     """What the package of an op has; see the package `kernels`.
 
     Two more are optional: `EXACT`, true where every implementation gives the reference's bits, and `RESULTS`, the names
-    of arguments that `run` and `reference` write to: results like the first, or else sums over it.
+    of arguments that `run` and `reference` write to: results like the first, or else sums over it. An exact op may
+    return several results.
     """
 
     CASES: Any
 
-    def run(self, **arguments: Any) -> Tensor:
+    def run(self, **arguments: Any) -> Tensor | tuple[Tensor, ...]:
         """The fastest implementation that runs here."""
 
-    def reference(self, **arguments: Any) -> Tensor:
+    def reference(self, **arguments: Any) -> Tensor | tuple[Tensor, ...]:
         """Plain PyTorch."""
 
 
@@ -183,8 +184,9 @@ def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | 
         if getattr(op, "EXACT", False):
             return _check_exact(op, arguments)
         if wanted in LEVELS:
-            pixels, arguments = op.run(**arguments), {**arguments, "dtype": torch.float32}
-            levels = (op.run(**arguments) * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
+            (pixels,), arguments = returned(op.run(**arguments)), {**arguments, "dtype": torch.float32}
+            (floats,) = returned(op.run(**arguments))
+            levels = (floats * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
             if not (exact := compare_exact(pixels, levels)).passed:
                 return exact
         ways = ((op.run, arguments), (op.reference, arguments), (op.reference, in_double(arguments)))
@@ -207,21 +209,26 @@ def sum_floor(truth: Tensor, dtype: torch.dtype) -> float:
     return 4 * torch.finfo(dtype).eps * float(truth.abs().max())
 
 
-def all_results(op: Op, call: Callable[..., Tensor], arguments: Arguments) -> list[Tensor]:
+def returned(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What an op returns, one result or several."""
+    return (result,) if isinstance(result, Tensor) else result
+
+
+def all_results(op: Op, call: Callable[..., Tensor | tuple[Tensor, ...]], arguments: Arguments) -> list[Tensor]:
     """What a call of an op returns, and what it writes to its arguments, each in memory of its own."""
     also = [name for name in getattr(op, "RESULTS", ()) if arguments.get(name) is not None]
     written = {name: torch.full_like(arguments[name], float("nan")) for name in also}
-    return [call(**arguments | written), *written.values()]
+    return [*returned(call(**arguments | written)), *written.values()]
 
 
 def _check_exact(op: Op, arguments: Arguments) -> Report:
-    """The first report that fails, or the last: of the result, and of the arguments that are results too."""
+    """The first report that fails, or the last: of the results, and of the arguments that are results too."""
     also = [name for name in getattr(op, "RESULTS", ()) if arguments.get(name) is not None]
     mine, theirs = (arguments | {name: torch.full_like(arguments[name], fill) for name in also} for fill in (77, -77))
-    report = compare_exact(op.run(**mine), op.reference(**theirs))
-    for name in also:
-        report = compare_exact(mine[name], theirs[name]) if report.passed else report
-    return report
+    found, wanted = returned(op.run(**mine)), returned(op.reference(**theirs))
+    pairs = [*zip(found, wanted, strict=True), *((mine[name], theirs[name]) for name in also)]
+    reports = [compare_exact(*pair) for pair in pairs]
+    return next((report for report in reports if not report.passed), reports[-1])
 
 
 def check_op(op: str, device: str, dtype: torch.dtype) -> list[tuple[str, Report]]:

@@ -242,6 +242,32 @@ def _crops(crop: int, scale: int, *, pairs: bool = False) -> Make:
     return make
 
 
+_COLOUR = {"matrix": "bt709", "full": False, "siting": "left"}
+
+
+def _chroma(h: int, w: int, subsampling: str) -> tuple[int, int]:
+    return (h + 1) // 2 if subsampling == "420" else h, w if subsampling == "444" else (w + 1) // 2
+
+
+def _to_rgb(planes: torch.dtype, subsampling: str, result: torch.dtype | None = None, **given: Any) -> Make:
+    """`result` None is the dtype that is asked for."""
+
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        chroma = None if subsampling == "400" else empty(*_chroma(h, w, subsampling), dtype=planes)
+        named = {"depth": 8 * min(planes.itemsize, 2), "dtype": result or dtype, **_COLOUR, **given}
+        return {"y": empty(h, w, dtype=planes), "u": chroma, "v": chroma, **named}
+
+    return make
+
+
+def _to_yuv(pixels: torch.dtype, subsampling: str, result: torch.dtype | None = None, **given: Any) -> Make:
+    def make(n: int, h: int, w: int, dtype: torch.dtype) -> dict[str, Any]:
+        named = {"depth": 8 * min((result or dtype).itemsize, 2), "subsampling": subsampling, "dtype": result or dtype}
+        return {"rgb": empty(h, w, 3, dtype=pixels), **named, **_COLOUR, **given}
+
+    return make
+
+
 def _maps(channels: int) -> Make:
     return lambda n, h, w, dtype: {"x": empty(n, h, w, channels, dtype=dtype)}
 
@@ -286,6 +312,16 @@ TABLE = (
     Entry("training_crops", "x2", _crops(96, 2)),
     Entry("training_crops", "x8", _crops(96, 8)),
     Entry("training_crops", "x2, pairs", _crops(96, 2, pairs=True)),
+    Entry("yuv_to_rgb", "4:2:0, uint8", _to_rgb(torch.uint8, "420", torch.uint8)),
+    Entry("yuv_to_rgb", "4:2:0, uint16, topleft", _to_rgb(torch.uint16, "420", torch.uint16, siting="topleft")),
+    Entry("yuv_to_rgb", "4:2:2, uint16 to floats", _to_rgb(torch.uint16, "422", siting="centre")),
+    Entry("yuv_to_rgb", "4:4:4, floats", _to_rgb(torch.float32, "444")),
+    Entry("yuv_to_rgb", "grey, uint8", _to_rgb(torch.uint8, "400", torch.uint8)),
+    Entry("rgb_to_yuv", "4:2:0, uint8", _to_yuv(torch.uint8, "420", torch.uint8)),
+    Entry("rgb_to_yuv", "4:2:0, uint16, topleft", _to_yuv(torch.uint16, "420", torch.uint16, siting="topleft")),
+    Entry("rgb_to_yuv", "4:2:2, uint8 to floats", _to_yuv(torch.uint8, "422", siting="centre")),
+    Entry("rgb_to_yuv", "4:4:4, floats to uint8", _to_yuv(torch.float32, "444", torch.uint8)),
+    Entry("rgb_to_yuv", "grey, uint8", _to_yuv(torch.uint8, "400", torch.uint8)),
 )
 # How many of them are the layers of the SRGAN generator itself.
 NETWORK = TABLE[:14]

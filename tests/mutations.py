@@ -96,11 +96,11 @@ _CUT_OFF = ("((v + 12582912.0) - 12582912.0).to(tl.int8)", "v.to(tl.int8)")
 _NO_CLAMP = ("    v = tl.minimum(tl.maximum(v, -127.0), 127.0)\n", "")
 _ONE_SLOPE = ("acc * slopes)", "acc * tl.where((outputs == 3)[None, :], 0.9, slopes))")
 _TAP = ("for step in range(KH * KW * blocks):", "for step in range((KH * KW - 1) * blocks):")
-_ROW = ("(rows < H) & (columns < W)", "(rows < H - 1) & (columns < W)")
+ROW = ("(rows < H) & (columns < W)", "(rows < H - 1) & (columns < W)")
 _COLUMN = ("(rows < H) & (columns < W)", "(rows < H) & (columns < W - 1)")
 # Left of a row lies the row above; but left of the first lies memory of others, which stays unread.
 _PADDING = ("(y >= 0) & (y < H) & (x >= 0) & (x < W)", "(y >= 0) & (y < H) & ((x >= 0) | (y > 0)) & (x < W)")
-_OUTSIDE = ("(rows < H) & (columns < W)", "(rows <= H) & (columns < W)")
+OUTSIDE = ("(rows < H) & (columns < W)", "(rows <= H) & (columns < W)")
 
 _SKIP_FIRST = (
     """\
@@ -129,7 +129,7 @@ _SUBPIXEL = (
 
 MUTATIONS = (
     Mutation("one tap dropped", "conv3x3", CONV, *_TAP, shared=True),
-    Mutation("one row unwritten", "conv3x3", CONV, *_ROW, shared=True),
+    Mutation("one row unwritten", "conv3x3", CONV, *ROW, shared=True),
     Mutation("one column unwritten", "conv3x3", CONV, *_COLUMN, shared=True),
     Mutation("one wrong slope", "conv3x3", CONV, *_ONE_SLOPE, shared=True),
     Mutation("no padding at the left", "conv3x3", CONV, *_PADDING, shared=True),
@@ -161,7 +161,7 @@ MUTATIONS = (
         "descriptors: residual before the activation", "conv3x3", CONV_SUM, _DESCRIPTOR_LAST, _DESCRIPTOR_FIRST, sm=90
     ),
     Mutation("one tap dropped", "conv3x3_shuffle", SHUFFLE, *_TAP, shared=True),
-    Mutation("one row unwritten", "conv3x3_shuffle", SHUFFLE, *_ROW, shared=True),
+    Mutation("one row unwritten", "conv3x3_shuffle", SHUFFLE, *ROW, shared=True),
     Mutation(
         "shuffle transposed",
         "conv3x3_shuffle",
@@ -178,12 +178,12 @@ MUTATIONS = (
     ),
     Mutation("wrong bias", "conv3x3_shuffle", SHUFFLE, "b_ptr + outputs", "b_ptr + channels"),
     Mutation("one row of taps dropped", "head", HEAD, "for row in range(SIZE):", "for row in range(SIZE - 1):"),
-    Mutation("one row unwritten", "head", HEAD, *_ROW, shared=True),
+    Mutation("one row unwritten", "head", HEAD, *ROW, shared=True),
     Mutation("one wrong slope", "head", HEAD, *_ONE_SLOPE, shared=True),
     Mutation("colours swapped", "head", HEAD, "(k % 4)[None, :]", "((k % 4) ^ 1)[None, :]"),
-    Mutation("one row written outside of the frame", "head", HEAD, *_OUTSIDE, shared=True),
+    Mutation("one row written outside of the frame", "head", HEAD, *OUTSIDE, shared=True),
     Mutation("one tap dropped", "tail", TAIL, *_TAP, shared=True),
-    Mutation("one row unwritten", "tail", TAIL, *_ROW, shared=True),
+    Mutation("one row unwritten", "tail", TAIL, *ROW, shared=True),
     Mutation(
         "shuffle transposed",
         "tail",
@@ -252,8 +252,8 @@ MUTATIONS = (
         "mask=(p < pixels - 1)[:, None])",
     ),
     Mutation("one tap dropped", "conv3x3_int8", INT8, *_TAP, shared=True),
-    Mutation("one row unwritten", "conv3x3_int8", INT8, *_ROW, shared=True),
-    Mutation("one row written outside of the frame", "conv3x3_int8", INT8, *_OUTSIDE, shared=True),
+    Mutation("one row unwritten", "conv3x3_int8", INT8, *ROW, shared=True),
+    Mutation("one row written outside of the frame", "conv3x3_int8", INT8, *OUTSIDE, shared=True),
     Mutation("sums in 16 bits", "conv3x3_int8", INT8_LARGEST, "acc.to(tl.float32)", "acc.to(tl.int16).to(tl.float32)"),
     Mutation("product and sum rounded once", "conv3x3_int8", INT8_WIDE, *_ROUNDED_ONCE),
     Mutation("one scale for all channels", "conv3x3_int8", INT8, "g_ptr + outputs,", "g_ptr + outputs * 0,"),

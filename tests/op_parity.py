@@ -87,17 +87,22 @@ def _judge_exact(package: Any, arguments: Arguments) -> Judgement:
     also = [name for name in getattr(package, "RESULTS", ()) if arguments.get(name) is not None]
     theirs = arguments | {name: arguments[name].clone() for name in also}
     with parity.exact_float32("cuda" if torch.cuda.is_available() else "cpu"):
-        wanted = {"out": package.reference(**theirs), **{name: theirs[name] for name in also}}
-    judgement = Judgement(parity.compare_exact(wanted["out"], wanted["out"]))
+        reference = package.reference(**theirs)
+    several = not isinstance(reference, Tensor)
+    wanted = [*parity.returned(reference), *(theirs[name] for name in also)]
+    judgement = Judgement(parity.compare_exact(wanted[0], wanted[0]))
     before = {name: v.clone() for name, v in arguments.items() if isinstance(v, Tensor) and name not in also}
-    for poison in (101, -77):
-        memories = {name: Guarded(value, poison) for name, value in wanted.items()}
-        result = package.run(**arguments | {name: memory.inside for name, memory in memories.items()})
-        if result.data_ptr() != memories["out"].inside.data_ptr():
+    for poison in (101, 77):
+        memories = [Guarded(value, poison) for value in wanted]
+        insides = [memory.inside for memory in memories]
+        out = insides[: len(insides) - len(also)]
+        written = dict(zip(also, insides[len(out) :], strict=True))
+        result = package.run(**arguments | written, out=tuple(out) if several else out[0])
+        if [each.data_ptr() for each in parity.returned(result)] != [each.data_ptr() for each in out]:
             judgement.problems.append("returned other memory than out")
-        for name, memory in memories.items():
+        for memory, value in zip(memories, wanted, strict=True):
             judgement.problems += memory.problems()
-            report = parity.compare_exact(memory.inside, wanted[name])
+            report = parity.compare_exact(memory.inside, value)
             if judgement.report.passed and not report.passed:
                 judgement.report = report
     for name, value in before.items():

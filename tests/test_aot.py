@@ -45,8 +45,10 @@ WITHOUT_PRODUCTS = (
     *("frame_input_pointer", "pixelshuffle_prelu_pointer", "pixelshuffle_prelu_backward_pointer"),
     *("tail_sum_pointer", "quantise_int8_pointer", "statistics_pointer", "join_parts_pointer"),
     *("batchnorm_act_pointer", "gradient_parts_pointer", "gradient_pointer"),
-    "training_crops_pointer",
+    *("training_crops_pointer", "yuv_to_rgb_pointer", "rgb_to_yuv_pointer"),
 )
+# Equal to the bit by contract: a product and a sum in one instruction would round once less.
+UNFUSED = ("quantise_int8_pointer", "conv3x3_int8_pointer", "yuv_to_rgb_pointer", "rgb_to_yuv_pointer")
 
 
 def selected() -> list[object]:
@@ -103,8 +105,7 @@ def check_instructions(one: Launch, built: Built, dtype: torch.dtype, sm: int, s
     # "wgmma" counts those of every type.
     counts = built.instructions | {"wgmma": built.instructions["wgmma"] - built.instructions["wgmma_int8"]}
     products = {name for name in cores if counts[name]}
-    if one.name.endswith("_int8_pointer"):
-        # Equal to the bit by contract: a product and a sum in one instruction would round once less.
+    if one.name in UNFUSED:
         assert built.instructions["fma"] == 0, said
     if one.name == "conv3x3_int8_pointer":
         assert products == {INT8_CORES[sm]}, said
@@ -168,12 +169,22 @@ def test_every_kernel_is_in_the_table() -> None:
     assert seen == written
 
 
-@pytest.mark.parametrize("name", ["x4", "x2, pairs"])
-def test_crops_compile(name: str) -> None:
-    """The compiler is stricter than the interpreter: both forms of the kernel, with the fast tests too."""
-    (entry,) = [entry for entry in TABLE if (entry.op, entry.name) == ("training_crops", name)]
+@pytest.mark.parametrize(
+    ("op", "name"),
+    [
+        ("training_crops", "x4"),
+        ("training_crops", "x2, pairs"),
+        ("yuv_to_rgb", "4:2:0, uint8"),
+        ("rgb_to_yuv", "4:2:0, uint8"),
+    ],
+)
+def test_others_compile(op: str, name: str) -> None:
+    """The compiler is stricter than the interpreter: what is no layer of the network, with the fast tests too."""
+    (entry,) = [entry for entry in TABLE if (entry.op, entry.name) == (op, name)]
     (one,) = launches(entry, FRAMES["small"], torch.float16, 90)
-    assert build(one, 90).instructions["spill"] == 0
+    built = build(one, 90)
+    assert built.instructions["spill"] == 0
+    check_instructions(one, built, torch.float16, 90, f"{one.name}: {built}")
 
 
 def test_a_fused_product_and_sum_is_seen() -> None:

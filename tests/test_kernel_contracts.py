@@ -144,6 +144,26 @@ REFUSED = [
         {"out": f(8, 3, 8, 8)},
         r"expected a contiguous out of shape \[8, 8, 8, 3\].*\[8, 3, 8, 8\]",
     ),
+    ("yuv_to_rgb", {"y": f(7, 9, 1, dtype=torch.uint8)}, r"expected luma of shape \[any, any\], got \[7, 9, 1\]"),
+    ("yuv_to_rgb", {"y": f(7, 9, dtype=torch.int32)}, r"expected planes in uint8, uint16 or .*, got torch.int32"),
+    ("yuv_to_rgb", {"y": f(7, 9)}, r"expected planes of one dtype, got torch.float32, torch.uint8 and torch.uint8"),
+    ("yuv_to_rgb", {"v": None}, r"expected both planes of chroma or none"),
+    (
+        "yuv_to_rgb",
+        {"u": f(4, 4, dtype=torch.uint8)},
+        r"expected chroma of one of .*got \[4, 4\] and",
+    ),
+    ("yuv_to_rgb", {"matrix": "bt470"}, r"expected a matrix of bt601, bt709, bt2020 .*got bt470, left"),
+    ("yuv_to_rgb", {"depth": 17}, r"expected 8 to 16 bits and .*got 17 and torch.uint8"),
+    ("yuv_to_rgb", {"dtype": torch.int32}, r"expected 8 to 16 bits and .*got 8 and torch.int32"),
+    ("yuv_to_rgb", {"out": f(7, 9, 3)}, r"expected a contiguous out of shape \[7, 9, 3\] in torch.uint8"),
+    ("rgb_to_yuv", {"rgb": f(7, 9, 4)}, r"expected RGB of shape \[any, any, 3\], got \[7, 9, 4\]"),
+    ("rgb_to_yuv", {"rgb": f(7, 9, 3, dtype=torch.int32)}, r"expected pixels and a dtype .*, got torch.int32"),
+    ("rgb_to_yuv", {"siting": "right"}, r"a siting of left, centre, topleft .*got bt709, right and 420"),
+    ("rgb_to_yuv", {"subsampling": "411"}, r"a subsampling of 400, 420, 422, 444, got bt709, left and 411"),
+    ("rgb_to_yuv", {"depth": 10}, r"expected pixels and a dtype that holds 10 bits, got torch.uint8 and torch.uint8"),
+    ("rgb_to_yuv", {"out": (f(7, 9),)}, r"expected 3 planes as out, got 1"),
+    ("rgb_to_yuv", {"out": (f(7, 9), f(4, 5), f(4, 5))}, r"expected a contiguous out of shape \[7, 9\] in torch.uint8"),
 ]
 
 
@@ -229,6 +249,17 @@ TOO_LARGE = [
             "crop": 2**15,
             "scale": 4,
         },
+    ),
+    # Their rows are found by 64-bit offsets.
+    (
+        "yuv_to_rgb",
+        {"y": m(1, 2**30), "u": None, "v": None, "matrix": "bt709", "full": True, "depth": 8, "siting": "left"}
+        | {"dtype": torch.uint8},
+    ),
+    (
+        "rgb_to_yuv",
+        {"rgb": m(1, 2**30, 3), "matrix": "bt709", "full": True, "depth": 8, "subsampling": "444", "siting": "left"}
+        | {"dtype": torch.uint8},
     ),
 ]
 
@@ -341,8 +372,8 @@ def test_gradcheck_in_float64(what: str, r: int) -> None:
     assert torch.autograd.gradcheck(lambda x, slopes: getattr(package, what)(x, slopes, r), (x, slopes))
 
 
-# Its pixels are no frames; see the test below.
-FRAMED = [op for op in kernels.OPS if op != "training_crops"]
+# What others work on are no maps [n, h, w, c]; see the test below and `test_colour_kernels.py`.
+FRAMED = [op for op in kernels.OPS if op not in ("training_crops", "yuv_to_rgb", "rgb_to_yuv")]
 
 
 @pytest.mark.parametrize("op", FRAMED)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from ahead_of_time import assumed
 from mutations import BACKWARD, MUTATIONS, Mutation, Plant, everywhere, identity, plant, source
+from mutations_colour import COLOUR
 from op_parity import judge, judge_backward
 
 from srgan_fast import kernels
@@ -41,7 +42,7 @@ def some_always(mutations: Iterable[Mutation]) -> list[object]:
 
 
 @everywhere
-@pytest.mark.parametrize("mutation", some_always(MUTATIONS))
+@pytest.mark.parametrize("mutation", some_always(MUTATIONS + COLOUR))
 def test_a_broken_kernel_is_caught(mutation: Mutation, device: str, plant: Plant) -> None:
     real = kernels.architecture(torch.device(device))
     if device == "cuda" and mutation.sm == 90 and real not in (90, 100):
@@ -82,11 +83,11 @@ def test_a_change_that_matches_nothing_is_refused(plant: Plant) -> None:
 
 def test_every_change_is_one_of_a_text_that_is_there() -> None:
     """Those that are judged with the long tests too: whoever changes a kernel learns it at once."""
-    for mutation in MUTATIONS + BACKWARD:
+    for mutation in MUTATIONS + COLOUR + BACKWARD:
         source(mutation.op, mutation.old, mutation.new, mutation.shared)
 
 
 def test_every_op_has_mutations() -> None:
-    assert {mutation.op for mutation in MUTATIONS} == set(kernels.OPS)
-    for op, case in {(mutation.op, mutation.case) for mutation in MUTATIONS + BACKWARD}:
+    assert {mutation.op for mutation in MUTATIONS + COLOUR} == set(kernels.OPS)
+    for op, case in {(mutation.op, mutation.case) for mutation in MUTATIONS + COLOUR + BACKWARD}:
         case_of(op, case)

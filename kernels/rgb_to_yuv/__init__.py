@@ -5,14 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels.chroma import LUMA, SITINGS
+from srgan_fast.kernels import takes_reference
+from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, ToYUV, bands
 from srgan_fast.kernels.contract import LEVELS, output_for
+from srgan_fast.kernels.rgb_to_yuv.cases import BENCH_CASES, CASES
+from srgan_fast.kernels.rgb_to_yuv.reference import planes
 from srgan_fast.kernels.rgb_to_yuv.reference import rgb_to_yuv as reference
 
-__all__ = ["SUBSAMPLINGS", "reference", "run"]
+__all__ = ["BENCH_CASES", "CASES", "EXACT", "bytes_moved", "flops", "reference", "rgb_to_yuv", "run"]
 
-# By how much chroma is smaller than luma: down, across. 400 is grey.
-SUBSAMPLINGS = {"400": None, "420": (2, 2), "422": (1, 2), "444": (1, 1)}
+EXACT = True  # held to the reference bit for bit
+
+_ROWS, _COLUMNS = 8, 64  # of luma, a program
 
 
 def run(
@@ -45,14 +49,76 @@ def run(
     holds = {torch.uint8: 8, torch.uint16: 16}.get(dtype, 16 if dtype.is_floating_point else 0)
     if not 8 <= depth <= holds or (rgb.dtype not in LEVELS and not rgb.dtype.is_floating_point):
         raise ValueError(f"expected pixels and a dtype that holds {depth} bits, got {rgb.dtype} and {dtype}")
-    h, w, _ = rgb.shape
-    less = SUBSAMPLINGS[subsampling]
-    shapes = [(h, w)] + ([] if less is None else [(-(-h // less[0]), -(-w // less[1]))] * 2)
+    shapes = _shapes(rgb, subsampling)
     if out is not None and len(out) != len(shapes):
         raise ValueError(f"expected {len(shapes)} planes as out, got {len(out)}")
     places = tuple(
         output_for(rgb, None if out is None else out[i], *shape, dtype=dtype) for i, shape in enumerate(shapes)
     )
-    for place, plane in zip(places, reference(rgb, matrix, full, depth, subsampling, siting, dtype), strict=True):
-        place.copy_(plane)
+    (h, w), (ch, cw) = shapes[0], shapes[-1]
+    if takes_reference(rgb) or dtype == torch.float64:
+        for first, end in bands(rgb):
+            found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, first, end)
+            for place, plane in zip(places, found, strict=True):
+                start = first if len(place) == h else first // 2
+                place[start : start + len(plane)] = plane
+        return places
+    from srgan_fast.kernels.rgb_to_yuv import kernel
+
+    by = ToYUV.of(matrix, full, depth, LEVELS.get(rgb.dtype, 1))
+    less_down, less_across = SUBSAMPLINGS[subsampling] or (1, 1)
+    across, down = SITINGS[siting]
+    # Where there is no chroma its pointers are of luma, and nothing is written through them.
+    kernel.rgb_to_yuv_pointer[(-(-h // _ROWS) * -(-w // _COLUMNS),)](
+        *(rgb.contiguous(), places[0], *(places * 3)[-2:], h, w, ch, cw, float((1 << depth) - 1)),
+        *(by.y_offset, by.c_offset, *by.y, *by.u, *by.v),
+        FLOATS=rgb.is_floating_point(),
+        CHROMA=len(places) > 1,
+        DOWN=less_down == 2,
+        ACROSS=less_across == 2,
+        FIRST_ROW=down,
+        FIRST_COLUMN=across,
+        WHOLE=not dtype.is_floating_point,
+        TH=_ROWS,
+        TW=_COLUMNS,
+        CTH=_ROWS // less_down,
+        CTW=_COLUMNS // less_across,
+        num_warps=4,
+        enable_fp_fusion=False,
+    )
     return places
+
+
+def _shapes(rgb: Tensor, subsampling: str) -> list[tuple[int, int]]:
+    """Those of the planes."""
+    h, w, _ = rgb.shape
+    less = SUBSAMPLINGS[subsampling]
+    return [(h, w)] + ([] if less is None else [(-(-h // less[0]), -(-w // less[1]))] * 2)
+
+
+@torch.library.custom_op("srgan_fast::rgb_to_yuv", mutates_args=())
+def rgb_to_yuv(
+    rgb: torch.Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """`run` as an operator that torch.compile and torch.export see as one node."""
+    return list(run(rgb, matrix, full, depth, subsampling, siting, dtype))
+
+
+@rgb_to_yuv.register_fake
+def _(
+    rgb: Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
+) -> list[Tensor]:
+    return [rgb.new_empty(shape, dtype=dtype) for shape in _shapes(rgb, subsampling)]
+
+
+def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
+    """The colours smoothed to where chroma lies, in each direction where it is sparser, and the matrix."""
+    luma, *chroma = (rows * columns for rows, columns in _shapes(rgb, subsampling))
+    less_down, less_across = SUBSAMPLINGS[subsampling] or (1, 1)
+    smoothed = sum(chroma[:1]) * 3 * 4 * ((less_across == 2) + less_across * (less_down == 2))
+    return 6 * (luma + sum(chroma)) + smoothed
+
+
+def bytes_moved(rgb: Tensor, subsampling: str, dtype: torch.dtype, **_: object) -> int:
+    """Bytes that must be read and written once."""
+    return rgb.nbytes + sum(rows * columns for rows, columns in _shapes(rgb, subsampling)) * dtype.itemsize

@@ -4,53 +4,63 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from srgan_fast.kernels.chroma import LUMA, SITINGS, levels, quantised, wide
+from srgan_fast.kernels.chroma import SITINGS, SUBSAMPLINGS, ToYUV, padded, rounded, wide
 from srgan_fast.kernels.contract import LEVELS
-
-# Of the sample before, the one at the place, and the one after: what makes chroma as dense as luma, chroma that lies on
-# the first of two, and chroma between the two.
-_DENSE, _ON_FIRST, _BETWEEN = (0.0, 1.0, 0.0), (0.25, 0.5, 0.25), (0.0, 0.5, 0.5)
-_ROWS = 64  # at a time, so that what lies between them stays in the cache; even, as chroma needs it
 
 
 def rgb_to_yuv(
     rgb: Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
 ) -> tuple[Tensor, ...]:
     """See the package."""
-    arguments = (matrix, full, depth, subsampling, siting, dtype)
-    bands = [_band(rgb, top, *arguments) for top in range(0, rgb.shape[0], _ROWS)]
-    return tuple(torch.cat(parts) for parts in zip(*bands, strict=True))
+    found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, 0, rgb.shape[0])
+    return tuple(plane.to(dtype) for plane in found)
 
 
-def _band(
-    rgb: Tensor, top: int, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
+def planes(
+    rgb: Tensor,
+    matrix: str,
+    full: bool,
+    depth: int,
+    subsampling: str,
+    siting: str,
+    dtype: torch.dtype,
+    first: int,
+    end: int,
 ) -> list[Tensor]:
-    """Planes of a few rows, which see one row above and one below them; outside the frame the border goes on."""
-    bottom, above = min(top + _ROWS, rgb.shape[0]), int(top > 0)
-    below = int(bottom < rgb.shape[0])
-    x = wide(rgb[top - above : bottom + below].permute(2, 0, 1).contiguous(), dtype)[None]
+    """Planes of the rows of a frame from `first`, which is even, to before `end`; yet to be cast."""
+    by = ToYUV.of(matrix, full, depth, LEVELS.get(rgb.dtype, 1))
+    less = SUBSAMPLINGS[subsampling]
+    # With a row more on both sides where chroma needs it; outside the frame the border goes on.
+    halo = int(subsampling == "420")
+    above, below = halo * (first == 0), halo * (end == rgb.shape[0])
+    colours = [wide(rgb[first - halo + above : end + halo, :, i], dtype) for i in range(3)]
     if rgb.is_floating_point():
-        x = x.clamp(0, 1)
-    x = F.pad(x, (1, 1, 1 - above, 1 - below), mode="replicate")
-    red, blue = LUMA[matrix]
-    luma = x.new_tensor([red, 1 - red - blue, blue])
-    y_offset, y_span, c_offset, c_span = levels(full, depth)
-    unit = 1 / LEVELS.get(rgb.dtype, 1)
-    most = (1 << depth) - 1
-    y = F.conv2d(x[..., 1:-1, 1:-1], (luma * (y_span * unit)).view(1, 3, 1, 1))[0, 0]
-    planes = [quantised(y + y_offset, most, dtype)]
-    if subsampling != "400":
-        on_first = [_ON_FIRST if first else _BETWEEN for first in SITINGS[siting]]
-        across = on_first[0] if subsampling in ("420", "422") else _DENSE
-        down = on_first[1] if subsampling == "420" else _DENSE
-        to_blue, to_red = (
-            (x.new_tensor([0, 0, 1]) - luma) / (2 - 2 * blue),
-            (x.new_tensor([1, 0, 0]) - luma) / (2 - 2 * red),
-        )
-        taps = x.new_tensor(down)[:, None] * x.new_tensor(across)
-        stride = (1 if down is _DENSE else 2, 1 if across is _DENSE else 2)
-        c = F.conv2d(x, torch.stack((to_blue, to_red))[..., None, None] * (taps * (c_span * unit)), stride=stride)[0]
-        planes += quantised(c + c_offset, most, dtype)
-    return planes
+        colours = [colour.clamp(0, 1) for colour in colours]
+    if above or below:
+        colours = [torch.cat((*[c[:1]] * above, c, *[c[-1:]] * below)) for c in colours]
+    found = [_sum([colour[halo : halo + end - first] for colour in colours], by.y, by.y_offset)]
+    if less is not None:
+        across, down = SITINGS[siting]
+        if less[0] == 2:
+            colours = [_halved(c, 0, down) for c in colours]
+        if less[1] == 2:
+            colours = [_halved(padded(c, 1), 1, across) for c in colours]
+        found += [_sum(colours, weights, by.c_offset) for weights in (by.u, by.v)]
+    if not dtype.is_floating_point:
+        found = [plane.clamp_(0, (1 << depth) - 1) for plane in found]
+    return [rounded(plane, dtype) for plane in found]
+
+
+def _sum(colours: list[Tensor], weights: tuple[float, float, float], offset: float) -> Tensor:
+    red, green, blue = colours
+    total = (red * weights[0]).add_(green * weights[1])
+    return total.add_(blue * weights[2]).add_(offset)
+
+
+def _halved(c: Tensor, dim: int, on_first: bool) -> Tensor:
+    """Every second value along a dimension, smoothed, of values with one more at both ends."""
+    c = c.movedim(dim, 0)
+    at, after = c[1:-1:2], c[2::2]
+    half = (c[:-2:2] + after).mul_(0.25).add_(at * 0.5) if on_first else (at + after).mul_(0.5)
+    return half.movedim(0, dim)
