@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -271,6 +272,22 @@ def test_signals_come_after_backends_have_gone_in_any_order(model: weights.Model
     signal.raise_signal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
+
+
+def test_openvino_reports_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("openvino_telemetry")
+    program = (
+        "import sys, multiprocessing.process as process\n"
+        "process.BaseProcess.start = lambda self: sys.exit('a process was started')\n"
+        "from srgan_fast.backends import openvino\n"
+        "assert 'CPU' in openvino._core().available_devices\n"
+        "assert 'openvino_telemetry' not in sys.modules\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"HOME": str(tmp_path)}, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert list(tmp_path.iterdir()) == []  # an identity for its user would lie there
 
 
 def test_a_gpu_is_not_openvinos(model: weights.Model) -> None:

@@ -1,7 +1,7 @@
 """OpenVINO on the CPU: the exported graph, compiled once for a machine and kept on disk beside eager's picture.
 
 The precision is always stated to the library, which by itself would take bfloat16 on some CPUs. Graphs are read from
-memory; nothing of the library that reports its use is called.
+memory. The library is kept from reporting its use, which it does when it is imported.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -42,6 +43,25 @@ def probe(device: str) -> Ok | Unavailable:
     return installed("openvino", "openvino", "onnx")
 
 
+_TELEMETRY = "openvino_telemetry"
+
+
+@cache
+def _library() -> Any:
+    """OpenVINO, with its package for telemetry out of sight, without which it sends nothing to its makers.
+
+    What a program has imported itself before is left as it is.
+    """
+    hidden = _TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        return import_module("openvino")
+    finally:
+        if hidden:
+            del sys.modules[_TELEMETRY]
+
+
 @cache
 def _core() -> Any:
     """The library's one core, kept while the process lives.
@@ -50,7 +70,7 @@ def _core() -> Any:
     it found when it goes. Two that do not go in the reverse order leave one that is no longer mapped: the next signal,
     a Ctrl-C, is then a segmentation fault.
     """
-    return import_module("openvino").Core()
+    return _library().Core()
 
 
 def _capabilities() -> list[str]:
@@ -119,7 +139,6 @@ class OpenVINOBackend(ExportedBackend):
         if isinstance(answer, Unavailable):
             raise BackendUnavailable(f"backend openvino is not available: {answer.reason}; {answer.fix}")
         precision = choose_precision(precision, device)
-        self._library: Any = import_module("openvino")
         self._core = _core()
         lacking = _lacking(precision)
         if lacking:
@@ -164,7 +183,7 @@ class OpenVINOBackend(ExportedBackend):
 
     def _runner(self, compiled: Any) -> Run:
         """A compiled part as a function over tensors' memory."""
-        request, tensor = compiled.create_infer_request(), self._library.Tensor
+        request, tensor = compiled.create_infer_request(), _library().Tensor
 
         def run(inputs: tuple[Tensor, ...], out: Tensor) -> None:
             for i, each in enumerate(inputs):
@@ -182,7 +201,7 @@ class OpenVINOBackend(ExportedBackend):
             "network": [model.info.architecture, model.info.config, str(model.network)],
             "ranges": [model.info.input_range, model.info.output_range],
             "check": selfcheck.CHECK_SIZE,
-            "openvino": self._library.get_version(),
+            "openvino": _library().get_version(),
             "settings": self._settings,
             "cpu": [platform.machine(), self._core.get_property("CPU", "FULL_DEVICE_NAME"), _capabilities()],
             "onnx": version("onnx"),
