@@ -445,7 +445,7 @@ def test_steps_are_compiled_in_a_process_of_their_own(small: None, monkeypatch: 
     ("options", "said"),
     [
         ({"named": "train", "suite": "frame"}, "name it once"),
-        ({"named": "steps"}, "train_kernel, reuse, precision or all"),
+        ({"named": "steps"}, "train_kernel, reuse, video, precision or all"),
         ({"named": "train", "size": "64x64"}, "small, paper or all"),
         ({"named": "kernel", "compiled": True}, "--compile to frame and train"),
     ],
