@@ -88,7 +88,7 @@ def test_figures_follow_from_seconds() -> None:
         "frames": 10,
         "cores": 2,
         "seconds": {name: [each, 9 * each, each / 2] for name, each in wall.items()},
-        "cpu_s": {name: [each] for name, each in cpu.items()},
+        "cpu_s": {name: [each + 1, each] for name, each in cpu.items()},
         "sleep_s": 0.4,
         "held_bytes": [100, 300, 200],
         "peak_bytes": 2**29,
