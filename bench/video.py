@@ -28,6 +28,7 @@ from srgan_fast.bench.figures import video_figures
 from srgan_fast.bench.record import record
 from srgan_fast.bench.roundtrip import WAYS
 from srgan_fast.bench.timer import interleave
+from srgan_fast.errors import UsageError
 from srgan_fast.memory import resident_bytes
 from srgan_fast.upscaler import Upscaler, resolved
 from srgan_fast.video.colour import from_rgb, to_rgb
@@ -69,10 +70,12 @@ def measure(
 
     `codecs` are those that the command is timed with: libx264, and NVENC where it opens, if nothing is said.
 
-    Raises:  ValueError for fewer than 1 run or 2 frames; what `Upscaler` and `choose` raise
+    Raises:  ValueError for fewer than 1 run or 2 frames; UsageError for an odd size; what `Upscaler` and `choose` raise
     """
     if runs < 1 or frames < 2:
         raise ValueError(f"expected at least 1 run of at least 2 frames, got {runs} of {frames}")
+    if height % 2 or width % 2:
+        raise UsageError(f"expected an even width and height, as the clip has 4:2:0 chroma, got {width}x{height}")
     device = resolved(device)
     model = load(model_name)
     rest = rest_bytes(device)
@@ -170,8 +173,8 @@ class _Clip:
         self.batch = batch_of(upscaler, self._info)
         self._codec = choose("libx264", width * upscaler.scale, height * upscaler.scale, 8)
         self._output = output_of(self._info, upscaler.scale, self._codec)
-        rgb = [self._rgb(frame) for frame in self._some]
-        self._lr = rgb if self.batch == 1 else [torch.stack(list(islice(cycle(rgb), self.batch)))]
+        self._lr = [self._rgb(frame) for frame in self._some]
+        self._together = torch.stack(list(islice(cycle(self._lr), self.batch)))
         self._seen: list[Planes] = []
         self.held_bytes: list[int] = []
         self.sleep_s = 0.0
@@ -208,8 +211,11 @@ class _Clip:
 
     def model(self) -> None:
         """The network alone, on frames that lie on the device, as many at once as in a chain."""
-        for lr in islice(cycle(self._lr), -(-self._frames // self.batch)):
-            self._upscaler(lr, layout="HWC" if lr.ndim == 3 else "NHWC")
+        batches = self._frames // self.batch if self.batch > 1 else 0
+        for _ in range(batches):
+            self._upscaler(self._together, layout="NHWC")
+        for lr in islice(cycle(self._lr), self._frames - batches * self.batch):
+            self._upscaler(lr, layout="HWC")
 
     def nothing(self, upscaler: Upscaler | None = None) -> Pipeline:
         """The whole chain, into nothing; what is held is sampled on the way."""

@@ -256,6 +256,7 @@ def test_bench_prints_a_table_and_appends_records(
         ({"runs": 0}, UsageError, "at least 1"),
         ({"suite": "videos"}, UsageError, "train, memory, train_kernel, reuse, video, precision or all"),
         ({"suite": "video", "frames": 1}, UsageError, "--frames of at least 2"),
+        ({"suite": "video"}, UsageError, "even width and height"),
         ({"suite": "video", "plot": Path("a.png")}, UsageError, "video measures none"),
         ({"suite": "precision"}, UsageError, "expected --hr"),
         ({"hr": Path("Set5")}, UsageError, "and with it alone"),
