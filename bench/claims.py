@@ -9,12 +9,19 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from srgan_fast.bench.figures import ceiling_figures, checked_figures, precision_figures, reuse_figures, timed_figures
+from srgan_fast.bench.figures import (
+    ceiling_figures,
+    checked_figures,
+    precision_figures,
+    reuse_figures,
+    timed_figures,
+    video_figures,
+)
 from srgan_fast.bench.memory import derive
 from srgan_fast.bench.record import content_id, latency, source_digest
 
@@ -22,6 +29,14 @@ FOLDER = Path(__file__).resolve().parent
 CLAIMS, RESULTS = FOLDER / "claims.toml", FOLDER / "results"
 
 Record = dict[str, Any]
+# Suites whose figures follow from what a record has under `raw`, by what makes them.
+_FROM_RAW: dict[str, Callable[[Record], dict[str, float]]] = {
+    "precision": precision_figures,
+    "reuse": reuse_figures,
+    "video": video_figures,
+    "gpu": checked_figures,
+    "parts": checked_figures,
+}
 Status = Literal["proven", "stale", "unproven"]
 
 
@@ -109,14 +124,8 @@ def verify(one: Record, records: Iterable[Record]) -> None:
             raise ValueError(f"{name}: expected measured < peak, got {raw}")
         _agree(name, one["derived"], derive(raw))
         return
-    if one["suite"] == "precision":
-        _agree(name, one["derived"], precision_figures(one["raw"]))
-        return
-    if one["suite"] == "reuse":
-        _agree(name, one["derived"], reuse_figures(one["raw"]))
-        return
-    if one["suite"] in ("gpu", "parts"):
-        _agree(name, one["derived"], checked_figures(one["raw"]))
+    if one["suite"] in _FROM_RAW:
+        _agree(name, one["derived"], _FROM_RAW[one["suite"]](one["raw"]))
         return
     _recomputed(one)
     if one["suite"] in ("ceiling", "rates"):

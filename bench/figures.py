@@ -149,6 +149,45 @@ def reuse_figures(raw: Mapping[str, Any]) -> dict[str, float]:
     return {"p50_on_ms": on, "p50_off_ms": off, "speedup": off / on}
 
 
+def video_figures(raw: Mapping[str, Any]) -> dict[str, float]:
+    """What a video takes in each way, from the seconds and the CPU seconds of whole passes over its frames.
+
+    `X_fps` of each way X that was timed. `null_of_model` is the whole chain into nothing over the network alone,
+    `X_of_cores` the chain into X over what all cores could do of the CPU seconds that its stages take alone,
+    `X_of_slowest` over its slowest stage alone, `X_of_floor` over decoding and encoding alone, `speedup_vs_X` the
+    command over other ways with the same upscaler. `sleep_of_slowest` has a sleep in the place of the network.
+    `conversion_share` is what conversions of colours and queues take alone, of the time of a frame.
+    """
+    frames = raw["frames"]
+    wall = {name: statistics.median(samples) for name, samples in raw["seconds"].items()}
+    # The least: threads that spin while they wait for each other take more on a machine that does other work too.
+    cpu = {name: min(samples) for name, samples in raw["cpu_s"].items()}
+    codecs = [name.removeprefix("floor ") for name in wall if name.startswith("floor ")]
+    found = {f"{name.replace(' ', '_')}_fps": frames / each for name, each in wall.items() if "alone" not in name}
+    conversions = ("alone upload", "alone download", "alone queues")
+    before_encoding = ("alone decode", *conversions)
+    chain_cpu_s = cpu["model"] + sum(cpu[name] for name in before_encoding)
+    found["null_of_model"] = wall["model"] / wall["null"]
+    found["null_of_cores"] = chain_cpu_s / raw["cores"] / wall["null"]
+    found["conversion_share"] = sum(wall[name] for name in conversions) / wall["null"]
+    slowest = max(raw["sleep_s"] * frames, *(wall[name] for name in before_encoding))
+    found["sleep_of_slowest"] = slowest / wall["sleep"]
+    for codec in codecs:
+        alone = f"alone encode {codec}"
+        found[f"{codec}_of_cores"] = (chain_cpu_s + cpu[alone]) / raw["cores"] / wall[codec]
+        found[f"{codec}_of_slowest"] = max(wall["model"], wall[alone]) / wall[codec]
+        found[f"{codec}_of_floor"] = wall[f"floor {codec}"] / wall[codec]
+    for name in ("png", "opencv"):
+        if name in wall and "libx264" in wall:
+            found[f"speedup_vs_{name}"] = wall[name] / wall["libx264"]
+    if "gpu_busy_s" in raw:
+        found["gpu_busy"] = raw["gpu_busy_s"] / raw["gpu_wall_s"]
+    if "peak_bytes" in raw:
+        found["peak_gib"] = raw["peak_bytes"] / 2**30
+    found["growth_bytes"] = raw["held_bytes"][-1] - raw["held_bytes"][0]
+    return found
+
+
 def precision_figures(raw: Mapping[str, Any]) -> dict[str, float]:
     """What a precision is worth on a set, as means over its images; `max_error_levels` is the largest, of 255.
 

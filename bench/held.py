@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -9,8 +10,11 @@ from typing import Any
 
 import torch
 
+from srgan_fast.bench import kernel
+from srgan_fast.bench.device import synchronise
 from srgan_fast.bench.kernel import DTYPES
 from srgan_fast.bench.table import Table
+from srgan_fast.errors import ParityError
 from srgan_fast.kernels import ON_HOPPER, hopper, only
 from srgan_fast.kernels.cases import Arguments
 from srgan_fast.kernels.parity import Op, check_case
@@ -88,3 +92,30 @@ def _cases(op: Any, device: str, dtype: Any, shapes: Iterable[Shape]) -> Iterato
     for height, width, frames in shapes:
         for name, make in op.BENCH_CASES.items():
             yield f"{name}, {frames}x{height}x{width}", None, partial(make, height, width, frames, device, dtype)
+
+
+def exercise(device: str, implementation: str) -> None:
+    """What compute-sanitizer watches: each op once; by sm90 a few small shapes, as its checks of kernels are watched.
+
+    Raises:  ParityError where Triton had to run in the place of sm90, and nothing was watched
+    """
+    from srgan_fast.bench import train_kernel
+
+    with only(implementation):
+        for name, op in kernel.all_ops().items():
+            if implementation == "sm90":
+                makers = op.BENCH_CASES.values() if name in ON_HOPPER else ()
+                calls = [make(9, 19, 2, device, torch.float16) for make in makers]
+            else:
+                calls = [case.inputs(device, torch.float16) for case in op.CASES]
+            for arguments in calls:
+                op.run(**arguments)
+        if implementation == "triton":
+            train_kernel.exercise(device)
+    synchronise(device)
+    if implementation == "sm90" and (failures := hopper.failures(torch.device(device))):
+        raise ParityError(failures[0])
+
+
+if __name__ == "__main__":
+    exercise(*sys.argv[1:])

@@ -26,7 +26,7 @@ FUSED: dict[str, Any] = {"backend": "fused", "device": DEVICE, "precision": "fp1
 _RUNS = 15
 # Where one round of all candidates takes a second and more, and its spread is small.
 _MANY_PIXELS, _FEW_RUNS = 1_000_000, 5
-_FLAT_FRAMES = 1000
+_FLAT_FRAMES, _VIDEO_RUNS = 1000, 3
 # One pixel, odd sizes, and two of those that are timed.
 _GRAPH_SIZES = ((1, 1), (33, 17), (64, 64), (480, 270))
 # Height, width and frames of what ops are held on beside their own cases: one pixel, ragged and several, a large one.
@@ -218,6 +218,8 @@ def sanitized(implementation: str) -> Callable[[Emit], None]:
     """A part that runs ops by one implementation under compute-sanitizer: stray accesses, races in shared memory."""
 
     def run(emit: Emit) -> None:
+        from srgan_fast.bench import held
+
         program = shutil.which("compute-sanitizer")
         if program is None:
             raise NotHere("compute-sanitizer is not found")
@@ -227,7 +229,7 @@ def sanitized(implementation: str) -> Callable[[Emit], None]:
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         outcomes = {}
         for tool in ("memcheck", "racecheck"):
-            watched = [sys.executable, "-m", __name__, implementation]
+            watched = [sys.executable, "-m", held.__name__, DEVICE, implementation]
             command = [program, "--tool", tool, "--error-exitcode", "9", *watched]
             outcomes[tool] = subprocess.run(command, env=environment, check=False).returncode == 0
         _check(emit, f"sanitizer_{implementation}", {"outcomes": outcomes})
@@ -416,6 +418,22 @@ def train_kernels(emit: Emit) -> None:
     _settle(red, [])
 
 
+def video(size: tuple[int, int], frames: int, *, encoders: bool) -> Callable[[Emit], None]:
+    """A part that times a clip from file to file: through the chain into nothing, or with each encoder too."""
+
+    def run(emit: Emit) -> None:
+        from srgan_fast.bench.table import video_table
+        from srgan_fast.bench.video import measure
+
+        (width, height), codecs = size, None if encoders else ()
+        one = measure(MODEL, height, width, frames, _VIDEO_RUNS, DEVICE, FUSED["precision"], codecs=codecs)
+        emit(one)
+        print(video_table(one).text(), flush=True)
+        _settle([f"{one['impl']} at {width}x{height}"] if one["quality"]["gate"] != "pass" else [], [])
+
+    return run
+
+
 def emitted(emit: Emit, found: Sequence[dict[str, Any]]) -> list[str]:
     """Emit and print records that were timed together; the names of those whose gate is red."""
     from srgan_fast.bench.table import shape_of, speed_tables
@@ -458,6 +476,10 @@ PARTS = (
     Part("parity", tests("parity", "test_*.py", _GPU), 90, ("pytest", "triton")),
     Part("op_parity_triton", parity_by("triton"), 60, ("triton",)),
     Part("memory_flat", memory_flat, 25, ("triton", *_WEIGHTS)),
+    Part("video_480x270", video(_TO_1080P, _FLAT_FRAMES, encoders=False), 60, ("triton", "av", *_WEIGHTS)),
+    Part("video_960x540", video(_TO_4K, _FLAT_FRAMES, encoders=False), 100, ("triton", "av", *_WEIGHTS)),
+    Part("video_encoders", video(_TO_1080P, 200, encoders=True), 75, ("triton", "av", *_WEIGHTS)),
+    Part("video_encoders_4k", video(_TO_4K, 60, encoders=True), 90, ("triton", "av", *_WEIGHTS)),
     Part("tensorrt", tensorrt, 300, ("pytest", "triton", *_WEIGHTS)),
     Part("compile_960x540", frames([_TO_4K], compiled=True), 90, ("triton", *_WEIGHTS)),
     Part("frame_64x64", frames([_SMALL]), 20, _WEIGHTS),
@@ -467,33 +489,3 @@ PARTS = (
     Part("train_compile_srgan", training((_SRGAN,), compiled=True), 150, ("triton", *_WEIGHTS)),
     Part("sanitizer_triton", sanitized("triton"), 120, ("triton",)),
 )
-
-
-def _each_op_once(implementation: str) -> None:
-    """What compute-sanitizer watches; by sm90 a few small shapes, as its checks of kernels are watched too."""
-    import torch
-
-    from srgan_fast.bench import train_kernel
-    from srgan_fast.bench.device import synchronise
-    from srgan_fast.bench.kernel import all_ops
-    from srgan_fast.kernels import ON_HOPPER, hopper, only
-
-    with only(implementation):
-        for name, op in all_ops().items():
-            if implementation == "sm90":
-                makers = op.BENCH_CASES.values() if name in ON_HOPPER else ()
-                calls = [make(9, 19, 2, DEVICE, torch.float16) for make in makers]
-            else:
-                calls = [case.inputs(DEVICE, torch.float16) for case in op.CASES]
-            for arguments in calls:
-                op.run(**arguments)
-        if implementation == "triton":
-            train_kernel.exercise(DEVICE)
-    synchronise(DEVICE)
-    if implementation == "sm90" and (failures := hopper.failures(torch.device(DEVICE))):
-        # Triton ran in its place, and nothing was watched.
-        raise ParityError(failures[0])
-
-
-if __name__ == "__main__":
-    _each_op_once(sys.argv[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -140,6 +141,37 @@ def reuse_table(records: Sequence[Record]) -> Table:
     first = records[0]
     title = f"{first['name']}, {first['shape']['w']}x{first['shape']['h']}, {first['impl']} {first['dtype']}, reuse"
     return Table(title, ("what changes", "off ms", "on ms", "speed-up", "pixels not computed"), rows)
+
+
+def video_table(one: Record) -> Table:
+    """What a clip took in each way and in each stage alone; below it what that means, and how its pictures are."""
+    raw, derived, shape = one["raw"], one["derived"], one["shape"]
+    rows = []
+    for name, samples in raw["seconds"].items():
+        ms, cpu_ms = (1e3 * statistics.median(values) / raw["frames"] for values in (samples, raw["cpu_s"][name]))
+        # Each stage in the chain into nothing, an encoder in its own.
+        stage, *codec = name.removeprefix("alone ").split()
+        chain = raw["busy_s"][codec[0] if stage == "encode" else "null"]
+        worked = chain.get("upscale" if name == "model" else stage)
+        in_chain = _NONE if worked is None else _ms(1e3 * worked / raw["frames"])
+        figures = (f"{1e3 / ms:.4g}", _ms(ms), _ms(cpu_ms), in_chain) if derived else (_NONE,) * 4
+        rows.append((name, *figures))
+    shares = {key: value for key, value in derived.items() if "_of_" in key or key.endswith(("_share", "_busy"))}
+    notes = [f"{key.replace('_', ' ')}: {value:.0%}" for key, value in shares.items()]
+    notes += [f"{key.replace('_', ' ')}: {value:.2f}" for key, value in derived.items() if key.startswith("speedup")]
+    if derived:
+        peak = f"peak {derived['peak_gib']:.2f} GiB, " if "peak_gib" in derived else ""
+        notes.append(f"memory: {peak}grew by {derived['growth_bytes'] / 2**20:.1f} MiB from the first tenth to the end")
+    quality = one["quality"]
+    said = ", ".join(f"{name} {value:.1f} dB" for name, value in quality["luma_psnr_db"].items())
+    gate = "" if quality["gate"] == "pass" else ", gate failed"
+    notes.append(f"off by {quality['largest_difference_levels']} levels before encoding; luma in files: {said}{gate}")
+    notes += [f"without {name}: {reason}" for name, reason in one["left_out"].items()]
+    at_once = f", {shape['n']} at once" if shape["n"] > 1 else ""
+    title = f"{one['name']}, {shape['w']}x{shape['h']} LR, {raw['frames']} frames{at_once}, {where(one)}"
+    title += f", {raw['cores']} cores, {one['impl']} {one['dtype']}"
+    columns = ("way, or stage alone", "frames/s", "ms a frame", "CPU ms a frame", "busy ms in the chain")
+    return Table(title, columns, rows, tuple(notes))
 
 
 def precision_table(records: Sequence[Record], *, with_ids: bool = False) -> Table:

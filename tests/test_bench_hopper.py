@@ -22,7 +22,7 @@ from srgan_fast import kernels
 from srgan_fast.bench import ceiling, frame, gpu, kernel, parts, probe, rates, table
 from srgan_fast.bench.claims import Claim, judge, verify
 from srgan_fast.bench.figures import timed_figures
-from srgan_fast.bench.held import held
+from srgan_fast.bench.held import exercise, held
 from srgan_fast.bench.record import content_id, latency
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError
 from srgan_fast.kernels import hopper, nvrtc
@@ -404,13 +404,12 @@ def test_the_sanitizer_watches_one_implementation(
 
 
 def test_what_the_sanitizer_watches_is_run(runtime: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "DEVICE", "cpu")
     monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling(runtime)})
-    parts._each_op_once("sm90")
+    exercise("cpu", "sm90")
     assert hopper.calls(CPU) == 1
-    parts._each_op_once("triton")
+    exercise("cpu", "triton")
     assert hopper.calls(CPU) == 1
     failing = Noting()
     monkeypatch.setattr(kernel, "all_ops", lambda: {"doubling": Doubling(failing, passes=False)})
     with hopper.emulated(failing), pytest.raises(ParityError, match="doubling disagrees"):
-        parts._each_op_once("sm90")
+        exercise("cpu", "sm90")

@@ -20,6 +20,7 @@ from srgan_fast import weights
 from srgan_fast.bench import ceiling, kernel, parts, plot, precision, readme, table, train, train_kernel, work
 from srgan_fast.bench.claims import judge, load_claims, verify
 from srgan_fast.bench.figures import loss_difference, timed_figures
+from srgan_fast.bench.held import exercise
 from srgan_fast.bench.record import content_id, latency, sources_behind
 from srgan_fast.cli.bench import bench
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError, UsageError
@@ -321,11 +322,10 @@ def test_what_a_sanitizer_watches(interpreted: None, monkeypatch: pytest.MonkeyP
     for name in ("batchnorm_act", "conv3x3_stats", "pixelshuffle_prelu"):
         honest = getattr(train_kernel, name)
         monkeypatch.setattr(train_kernel, name, lambda *given, f=honest, n=name: ran.append(n) or f(*given))
-    monkeypatch.setattr(parts, "DEVICE", "cpu")
     monkeypatch.setattr(kernel, "all_ops", dict)
-    parts._each_op_once("sm90")
+    exercise("cpu", "sm90")
     assert ran == []
-    parts._each_op_once("triton")
+    exercise("cpu", "triton")
     assert ran == ["batchnorm_act", *["conv3x3_stats", "batchnorm_act"] * 2, "pixelshuffle_prelu"]
 
 
@@ -445,7 +445,7 @@ def test_steps_are_compiled_in_a_process_of_their_own(small: None, monkeypatch: 
     ("options", "said"),
     [
         ({"named": "train", "suite": "frame"}, "name it once"),
-        ({"named": "steps"}, "train_kernel, reuse, precision or all"),
+        ({"named": "steps"}, "train_kernel, reuse, video, precision or all"),
         ({"named": "train", "size": "64x64"}, "small, paper or all"),
         ({"named": "kernel", "compiled": True}, "--compile to frame and train"),
     ],

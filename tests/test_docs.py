@@ -35,6 +35,7 @@ SHORTER = {
     "train": ("--steps", 2, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
     "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
+    "bench video": ("--size", "16x16", "--runs", 1, "--frames", 3),
     "calibrate": ("--limit-db", 1),  # the stand-ins are noise, which no scale suits
     # On the double of TensorRT, for which a CPU passes for a GPU.
     "trt build": ("--device", "cpu"),

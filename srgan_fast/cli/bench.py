@@ -17,11 +17,14 @@ from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
 
 _SUITES = ("kernel", "frame", "train", "memory")
-# precision needs images, train_kernel a GPU, and reuse minutes for the size of its claims: `all` does without them.
-_PRECISION, _REUSE = "precision", "reuse"
-_ALONE = ("train_kernel", _REUSE, _PRECISION)
+# precision needs images, train_kernel a GPU, and reuse and video minutes: `all` does without them.
+_PRECISION, _REUSE, _VIDEO = "precision", "reuse", "video"
+_ALONE = ("train_kernel", _REUSE, _VIDEO, _PRECISION)
+# Those that take one precision rather than every one.
+_PRECISE = (_REUSE, _VIDEO)
 _DEFAULT_SIZE = (128, 128)
 _REUSE_SIZE = (1280, 720)
+_VIDEO_SIZES = {"cpu": [(160, 90), (320, 180)], "cuda": [(480, 270), (960, 540)]}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class _Asked:
     crops: list[str]
     batches: list[int]
     runs: int
+    frames: int
     device: str
     precision: str
     memory: str | None
@@ -53,8 +57,8 @@ def bench(
         typer.Option(
             help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
             " of its own) or all of these; train_kernel (each training kernel against PyTorch's own); reuse (a video of"
-            " which only a part changes, with reuse and without); precision (what"
-            " each loses on the images of --hr, emulated). [default: frame]"
+            " which only a part changes, with reuse and without); video (a clip from file to file, its stages, and"
+            " what FFmpeg alone takes); precision (what each loses on the images of --hr, emulated). [default: frame]"
         ),
     ] = None,
     size: Annotated[
@@ -69,14 +73,23 @@ def bench(
         str | None, typer.Option(help="frame, kernel: frames at once, with commas. [default: 1; 1,4,8 with all sizes]")
     ] = None,
     runs: Annotated[int, typer.Option(help="Timed runs of each candidate, interleaved.")] = 5,
+    frames: Annotated[int, typer.Option(help="video: frames of the clip.")] = 100,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda; memory is always cpu.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="memory, reuse: auto, fp32 or bf16.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="memory, reuse, video: auto, fp32, bf16; fp16 and int8 on a GPU.")
+    ] = "auto",
     memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
     ] = False,
     compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
-    peers: Annotated[bool, typer.Option("--peers", help="frame: spandrel too, where it is installed.")] = False,
+    peers: Annotated[
+        bool,
+        typer.Option(
+            "--peers",
+            help="frame: spandrel too, where it is installed. video: a PNG file a frame, and OpenCV's loop, too.",
+        ),
+    ] = False,
     hr: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="precision: original images.", readable=False)
     ] = None,
@@ -101,11 +114,13 @@ def bench(
         raise UsageError(f"expected --suite {', '.join((*_SUITES, *_ALONE))} or all, got {suite!r}")
     if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
         raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
-    if suite not in ("memory", "all") and (memory is not None or (precision != "auto" and suite != _REUSE)):
+    if suite not in ("memory", "all") and (memory is not None or (precision != "auto" and suite not in _PRECISE)):
         raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
-    if suite not in ("frame", "all") and (peers or (compiled and suite != "train")):
-        raise UsageError("--peers belongs to --suite frame, --compile to frame and train")
-    if plot is not None and suite in ("memory", _REUSE, _PRECISION):
+    if suite not in ("frame", "all") and ((peers and suite != _VIDEO) or (compiled and suite != "train")):
+        raise UsageError("--peers belongs to --suite frame and video, --compile to frame and train")
+    if frames < 2:
+        raise UsageError(f"expected --frames of at least 2, got {frames}; 100 is the default")
+    if plot is not None and suite in ("memory", _REUSE, _VIDEO, _PRECISION):
         raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
     for option, path in (("--json", out), ("--plot", plot)):
@@ -117,7 +132,7 @@ def bench(
 
         require()
     wanted = (sizes, crops, batches)
-    asked = _Asked(model, *wanted, runs, device, precision, memory, compiled, compile_limit_s, peers, hr, lr)
+    asked = _Asked(model, *wanted, runs, frames, device, precision, memory, compiled, compile_limit_s, peers, hr, lr)
     records: list[dict[str, Any]] = []
     for each in _SUITES if suite == "all" else (suite,):
         for some in _measured(each, asked):
@@ -153,6 +168,15 @@ def _measured(suite: str, asked: _Asked) -> Iterator[list[dict[str, Any]]]:
 
         for width, height in asked.sizes or [_REUSE_SIZE]:
             yield list(reuse.measure(asked.model, height, width, asked.runs, asked.device, asked.precision))
+        return
+    if suite == _VIDEO:
+        from srgan_fast.bench import video
+        from srgan_fast.upscaler import resolved
+
+        device = resolved(asked.device)
+        for width, height in asked.sizes or _VIDEO_SIZES[device.partition(":")[0]]:
+            clip = height, width, asked.frames
+            yield [video.measure(asked.model, *clip, asked.runs, device, asked.precision, with_peers=asked.peers)]
         return
     from srgan_fast.bench import ceiling, frame, kernel, train, train_kernel
     from srgan_fast.bench.device import is_cuda
@@ -221,12 +245,13 @@ def _batches(batch: str | None) -> list[int]:
 
 
 def _print(records: list[dict[str, Any]]) -> None:
-    from srgan_fast.bench.table import memory_table, precision_table, reuse_table, speed_tables
+    from srgan_fast.bench.table import memory_table, precision_table, reuse_table, speed_tables, video_table
 
     tables = [table for table, _ in speed_tables(records)]
     for suite, make in (("memory", memory_table), (_REUSE, reuse_table), (_PRECISION, precision_table)):
         if some := [one for one in records if one["suite"] == suite]:
             tables.append(make(some))
+    tables += [video_table(one) for one in records if one["suite"] == _VIDEO]
     for table in tables:
         print(table.text())
 

@@ -261,16 +261,8 @@ class Encoder:
         self._path.unlink(missing_ok=True)
 
     def _settings(self, options: Options) -> dict[str, str]:
-        check_options(self._codec, options)
-        kind = _KINDS[self._codec.name]
-        settings = {**dict(kind.options), **_quiet(self._codec.name)}
+        settings = settings_of(self._codec, options)
         settings["chroma_sample_location"] = _SITINGS[self._output.colour.siting]
-        if kind.quality is not None:
-            name, value, _ = kind.quality
-            settings[name] = value if options.crf is None else f"{options.crf:g}"
-        if kind.preset is not None:
-            name, value = kind.preset
-            settings[name] = value if options.preset is None else options.preset
         hdr = self._output.hdr
         if hdr is not None and self._codec.name == "libx265":
             settings["x265-params"] += _hdr10(hdr)
@@ -299,6 +291,23 @@ class _Reporting:
         if isinstance(error, (av.error.FFmpegError, ValueError)):
             reason = getattr(error, "strerror", None) or str(error)
             raise OutputError(f"{self._codec} failed on {self._path}: {reason}; try another --codec") from error
+
+
+def settings_of(codec: Codec, options: Options) -> dict[str, str]:
+    """What an encoder is told of quality and speed, in FFmpeg's words.
+
+    Raises:  UsageError for an option that it does not have, or a value that it does not know
+    """
+    check_options(codec, options)
+    kind = _KINDS[codec.name]
+    settings = {**dict(kind.options), **_quiet(codec.name)}
+    if kind.quality is not None:
+        name, value, _ = kind.quality
+        settings[name] = value if options.crf is None else f"{options.crf:g}"
+    if kind.preset is not None:
+        name, value = kind.preset
+        settings[name] = value if options.preset is None else options.preset
+    return settings
 
 
 def check_options(codec: Codec, options: Options) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ from srgan_fast.video.encoder import Codec, Encoder, Options, Output, check_opti
 from srgan_fast.video.mux import container_of, join, limits
 from srgan_fast.video.pipeline import Pipeline
 from srgan_fast.video.segments import Folder, Parts, Record, Segment, cut, fingerprint
-from srgan_fast.video.source import Source
+from srgan_fast.video.source import Info, Source
 from srgan_fast.video.stages import End, Stages
 from srgan_fast.video.summary import Summary, describe
 
@@ -35,6 +36,8 @@ _MOST_THREADS = 16
 Busy = Mapping[str, float]
 # Frames so far, how many there will be if that is known, and the seconds that each stage has worked.
 Progress = Callable[[int, int | None, Busy], object]
+# Takes planes, and an End after each segment; gives the time of each frame it is done with, and each finished segment.
+Sink = Callable[[Sequence[Segment], Iterator[Any]], Iterator[int | Segment]]
 
 
 @dataclass(frozen=True)
@@ -153,31 +156,32 @@ def render(
     reuse: Reuse | None = None,
     progress: Callable[[int, Busy], object] = lambda frames, busy: None,
     stop: Callable[[], bool] = lambda: False,
+    sink: Sink | None = None,
+    ended: Callable[[Pipeline], object] = lambda pipeline: None,
 ) -> bool:
     """Render segments one after another; whether all of them are finished now, as `stop` may have ended it.
 
     By `reuse` only what changed from frame to frame is computed; frames that run several at once are computed whole.
+    A `sink` stands in the encoder's place, and nothing is written. `ended` is told when all threads are through.
 
     Raises:  the first error that a stage has met; what was finished before stays finished
     """
     with Source(task.source, matrix=task.matrix, hardware=upscaler.device != "cpu") as video:
-        height, width = video.info.height, video.info.width
-        itemsize = 1 if video.info.colour.depth == 8 else 2
         again = Reuse(upscaler, "off") if reuse is None else reuse
-        together = max(1, min(_BATCH, _BATCH_PIXELS // (height * width)))
         stages = Stages(
             lambda frames: again(frames) if frames.ndim == 3 else upscaler(frames, layout="NHWC"),
             upscaler.device,
             task.output.colour,
-            batch=upscaler.plan(height, width, itemsize=itemsize, count=together).frames,
+            batch=batch_of(upscaler, video.info),
             depth=_DEPTH,
             stop=stop,
         )
+        encode = partial(_encode, task) if sink is None else sink
         chain = [
             ("upload", stages.upload),
             ("upscale", stages.upscale),
             ("download", stages.download),
-            ("encode", lambda items: _encode(task, segments, items)),
+            ("encode", lambda items: encode(segments, items)),
         ]
         finished = frames = 0
         with Pipeline(("decode", _decode(video, segments)), chain, depth=_DEPTH) as pipeline:
@@ -187,7 +191,15 @@ def render(
                 else:
                     frames += 1
                     progress(frames, pipeline.busy_s())
+        ended(pipeline)
     return finished == len(segments)
+
+
+def batch_of(upscaler: Upscaler, info: Info) -> int:
+    """How many frames of a video an upscaler is given at once: several where they are small and on a GPU."""
+    together = max(1, min(_BATCH, _BATCH_PIXELS // (info.height * info.width)))
+    itemsize = 1 if info.colour.depth == 8 else 2
+    return upscaler.plan(info.height, info.width, itemsize=itemsize, count=together).frames
 
 
 def check_target(source: Path, target: Path) -> None:

@@ -76,6 +76,7 @@ class Pipeline:
         self._idle_s = dict.fromkeys((source[0], *(name for name, _ in stages)), 0.0)
         self._since: dict[str, float | None] = {}
         self._ended_s: dict[str, float] = {}
+        self._cpu_s = dict.fromkeys(self._idle_s, 0.0)
         self._threads = [self._thread(source[0], lambda: iter(source[1]), None, self._queues[0])]
         for index, (name, work) in enumerate(stages):
             before, after = self._queues[index : index + 2]
@@ -116,6 +117,13 @@ class Pipeline:
             busy_s[name] = max(0.0, self._ended_s.get(name, now) - self._began - idle_s)
         return busy_s
 
+    def cpu_s(self) -> dict[str, float]:
+        """Seconds that each stage's own thread has had of a core, up to where it last waited for another stage.
+
+        Without the threads that a library starts for it: those of an encoder, or of a convolution.
+        """
+        return dict(self._cpu_s)
+
     def _thread(
         self, name: str, work: Callable[[], Iterable[Any]], before: _Queue | None, after: _Queue
     ) -> threading.Thread:
@@ -133,6 +141,7 @@ class Pipeline:
             finally:
                 self._ended_s[name] = time.perf_counter()
                 self._close(results)
+                self._cpu_s[name] = time.thread_time()
                 if before is not None:
                     before.close()
 
@@ -158,6 +167,7 @@ class Pipeline:
 
     def _wait(self, name: str, work: Callable[[], Any]) -> Any:
         start = self._since[name] = time.perf_counter()
+        self._cpu_s[name] = time.thread_time()
         try:
             return work()
         finally:
