@@ -86,6 +86,11 @@ class Reuse:
         """The share of LR pixels that were not computed; windows count with their context, and so do trials."""
         return max(0.0, 1 - self._computed / self._given) if self._given else 0.0
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """LR pixels given and computed so far: what `saved` is made from, to be added over several of these."""
+        return self._given, self._computed
+
     def forget(self) -> None:
         """Let go of all frames that are held; the next one is computed whole."""
         self._lr = self._hr = None

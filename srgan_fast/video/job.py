@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import av
 
-from srgan_fast.errors import Interrupted, OutputError, UsageError
+from srgan_fast import __version__
+from srgan_fast.errors import DistributedError, Interrupted, OutputError, UsageError
 from srgan_fast.reuse import Reuse
 from srgan_fast.video.colour import Matrix
 from srgan_fast.video.encoder import Codec, Encoder, Options, Output, check_options, choose, output_of
@@ -32,6 +33,8 @@ _DEPTH = 2
 # LR pixels that a GPU is given at once where frames are small, and the most frames that it may be.
 _BATCH_PIXELS, _BATCH = 1 << 19, 8
 _MOST_THREADS = 16
+# A network file system may hold for a minute that a file is not there.
+_SEEN_S, _LOOK_S = 90.0, 0.2
 
 Busy = Mapping[str, float]
 # Frames so far, how many there will be if that is known, and the seconds that each stage has worked.
@@ -66,6 +69,145 @@ class Task:
     options: Options
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What of an upscaler, and of the programs beside it, decides the bytes of a result."""
+
+    scale: int
+    model: str
+    backend: str
+    precision: str
+    ffmpeg: str = ".".join(map(str, av.library_versions["libavcodec"]))
+    version: str = __version__
+
+    @classmethod
+    def of(cls, upscaler: Upscaler) -> Traits:
+        """Those of an upscaler in this process."""
+        return cls(upscaler.scale, upscaler.model.info.digest, upscaler.backend_name, upscaler.precision)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a run has done for a video.
+
+    Units:   `busy_s` the seconds that each stage has worked, `saved` the share of pixels that were not computed
+    """
+
+    busy_s: Busy = field(default_factory=dict)
+    saved: float = 0.0
+    not_reused: str = ""
+
+
+class Job:
+    """A video on its way: planned when it is made, rendered by whoever can, then joined, checked and put in place.
+
+    `todo` are the segments that are to be rendered, `earlier` counts the frames of those that are not, `total` all
+    frames if that is known. It keeps others from the same target until it is closed.
+
+    Raises:  InputError for what is no video; UsageError for options or a container that cannot be; OutputError if the
+             target cannot be written; BackendUnavailable for an encoder that is not there
+    """
+
+    def __init__(self, source: Path, target: Path, traits: Traits, options: VideoOptions = VideoOptions()) -> None:
+        self._began = time.perf_counter()
+        self.source, self.target = source, real(target)
+        check_target(source, self.target)
+        with ExitStack() as stack:
+            self._video = stack.enter_context(Source(source, matrix=options.matrix))
+            info, container = self._video.info, container_of(self.target)
+            depth = 10 if options.ten_bit or info.colour.depth > 8 else 8
+            size = info.width * traits.scale, info.height * traits.scale
+            codec = choose(options.codec, *size, depth, container)
+            output = output_of(info, traits.scale, codec)
+            check_options(codec, Options(options.crf, options.preset))
+            self._dropped = limits(self._video, self.target, codec)
+            if self._dropped and options.strict:
+                raise UsageError(
+                    f"{self.target.name} would not hold all of {source.name}: {self._dropped[0]}; or leave --strict out"
+                )
+            settings = {
+                "model": traits.model,
+                "scale": traits.scale,
+                "backend": traits.backend,
+                "precision": traits.precision,
+                "matrix": options.matrix,
+                "codec": codec.name,
+                "depth": codec.depth,
+                "crf": options.crf,
+                "preset": options.preset,
+                "FFmpeg": traits.ffmpeg,
+            }
+            self._parts = stack.enter_context(
+                closing(Parts(folder_of(self.target), fingerprint(source), settings, restart=options.restart))
+            )
+            if self._parts.segments is None:
+                self._parts.begin(cut(self._video.keyframes(), info.time_base), threads=_threads())
+            self._segments, folder = self._parts.segments or [], self._parts.folder
+            coding = Options(options.crf, options.preset, self._parts.threads)
+            self.task = Task(source, options.matrix, folder, output, codec, coding)
+            self.todo = [segment for segment in self._segments if folder.record(segment) is None]
+            self.earlier = sum(record.frames for record in map(folder.record, self._segments) if record is not None)
+            self.total = info.frames
+            if self.total is None and info.duration_s is not None and info.rate is not None:
+                self.total = round(info.duration_s * info.rate)
+            self._reuse = options.reuse
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others have the target; what is finished stays in its folder."""
+        self._stack.close()
+
+    def finish(self, effort: Effort) -> Summary:
+        """Join the segments, all of which are rendered, check the whole, and put it in its place.
+
+        Raises:  IncompleteError if it is not what went into it; OutputError if it cannot be written; DistributedError
+                 if parts that other machines have written do not show up here
+        """
+        folder = self.task.folder
+        records = self._records()
+        packets = [folder.packets(s) for s, record in zip(self._segments, records, strict=True) if record.frames]
+        written = join(self._video, packets, folder.joined(), container_of(self.target), self.task.output)
+        summary = describe(
+            self._video, self.task.output, self.task.codec, self._dropped, records, written, folder.joined()
+        )
+        os.replace(folder.joined(), self.target)
+        self._parts.remove()
+        return replace(
+            summary,
+            target=self.target,
+            seconds=time.perf_counter() - self._began,
+            resumed=self.earlier,
+            busy_s=effort.busy_s,
+            saved=effort.saved,
+            not_reused=effort.not_reused if self._reuse == "auto" else "",
+        )
+
+    def stopped(self) -> str:
+        """Leave the frames so far beside the target, under the name NAME.partial.SUFFIX, and say what became of it."""
+        return _partial(self._video, self.task, self._segments, self.target, self.total)
+
+    def _records(self) -> list[Record]:
+        """Of all segments; a file system that machines share may show what another one wrote only after a while."""
+        give_up = time.monotonic() + _SEEN_S
+        while True:
+            found = [self.task.folder.record(segment) for segment in self._segments]
+            records = [record for record in found if record is not None]
+            if len(records) == len(found):
+                return records
+            if time.monotonic() > give_up:
+                raise DistributedError(
+                    f"expected {len(found)} finished segments in {self.task.folder.path}, got {len(records)}: the"
+                    " machines do not see the same files there; share that folder, the same command goes on"
+                )
+            time.sleep(_LOOK_S)
+
+
 def upscale_video(
     source: Path,
     target: Path,
@@ -79,73 +221,25 @@ def upscale_video(
 
     `stop` is asked before each frame; when it says so, what is under way is finished, Interrupted is raised, and the
     frames so far lie beside the target under the name NAME.partial.SUFFIX. A target that is there is replaced at the
-    end. The caller looks at `missing` and `damage` of the summary.
+    end. The caller looks at `missing` and `damage` of the summary. On several GPUs or machines it is
+    `video.schedule.upscale_videos` that does it.
 
     Raises:  InputError for what is no video; UsageError for options or a container that cannot be; OutputError if the
              target cannot be written; BackendUnavailable for an encoder that is not there; Interrupted
     """
-    began = time.perf_counter()
-    source, target = Path(source), real(target)
-    check_target(source, target)
-    with Source(source, matrix=options.matrix) as video:
-        info, container = video.info, container_of(target)
-        depth = 10 if options.ten_bit or info.colour.depth > 8 else 8
-        size = info.width * upscaler.scale, info.height * upscaler.scale
-        codec = choose(options.codec, *size, depth, container)
-        output = output_of(info, upscaler.scale, codec)
-        check_options(codec, Options(options.crf, options.preset))
-        dropped = limits(video, target, codec)
-        if dropped and options.strict:
-            raise UsageError(f"{target.name} would not hold all of {source.name}: {dropped[0]}; or leave --strict out")
-        settings = {
-            "model": upscaler.model.info.digest,
-            "scale": upscaler.scale,
-            "backend": upscaler.backend_name,
-            "precision": upscaler.precision,
-            "matrix": options.matrix,
-            "codec": codec.name,
-            "depth": codec.depth,
-            "crf": options.crf,
-            "preset": options.preset,
-            "FFmpeg": ".".join(map(str, av.library_versions["libavcodec"])),
-        }
-        with closing(Parts(folder_of(target), fingerprint(source), settings, restart=options.restart)) as parts:
-            if parts.segments is None:
-                parts.begin(cut(video.keyframes(), info.time_base), threads=_threads())
-            segments, folder = parts.segments or [], parts.folder
-            coding = Options(options.crf, options.preset, parts.threads)
-            task = Task(source, options.matrix, folder, output, codec, coding)
-            earlier = sum(record.frames for segment in segments if (record := folder.record(segment)) is not None)
-            total = info.frames
-            if total is None and info.duration_s is not None and info.rate is not None:
-                total = round(info.duration_s * info.rate)
-            busy_s: Busy = {}
+    with Job(Path(source), Path(target), Traits.of(upscaler), options) as job:
+        busy_s: Busy = {}
 
-            def tell(frames: int, busy: Busy) -> None:
-                nonlocal busy_s
-                busy_s = busy
-                if progress is not None:
-                    progress(earlier + frames, total, busy)
+        def tell(frames: int, busy: Busy) -> None:
+            nonlocal busy_s
+            busy_s = busy
+            if progress is not None:
+                progress(job.earlier + frames, job.total, busy)
 
-            reuse = Reuse(upscaler, options.reuse, shared=True)
-            todo = [segment for segment in segments if folder.record(segment) is None]
-            if not render(task, upscaler, todo, reuse=reuse, progress=tell, stop=stop):
-                raise Interrupted(_partial(video, task, segments, target, total))
-            records = [record for segment in segments if (record := folder.record(segment)) is not None]
-            packets = [folder.packets(s) for s, record in zip(segments, records, strict=True) if record.frames]
-            written = join(video, packets, folder.joined(), container, output)
-            summary = describe(video, output, codec, dropped, records, written, folder.joined())
-            os.replace(folder.joined(), target)
-            parts.remove()
-    return replace(
-        summary,
-        target=target,
-        seconds=time.perf_counter() - began,
-        resumed=earlier,
-        busy_s=busy_s,
-        saved=reuse.saved,
-        not_reused=reuse.reason if options.reuse == "auto" else "",
-    )
+        reuse = Reuse(upscaler, options.reuse, shared=True)
+        if not render(job.task, upscaler, job.todo, reuse=reuse, progress=tell, stop=stop):
+            raise Interrupted(job.stopped())
+        return job.finish(Effort(busy_s, reuse.saved, reuse.reason))
 
 
 def render(
@@ -246,28 +340,30 @@ def _decode(video: Source, segments: Sequence[Segment]) -> Iterator[Any]:
 def _encode(task: Task, segments: Sequence[Segment], items: Iterator[Any]) -> Iterator[int | Segment]:
     """Write segments: gives the time of each frame when it is written, and each segment when it is finished."""
     for segment in segments:
-        packets = task.folder.packets(segment)
+        written = task.folder.fresh(segment)
         encoder: Encoder | None = None
+        frames = size = 0
         try:
             for item in items:
                 if isinstance(item, End):
                     break
                 if encoder is None:
-                    encoder = Encoder(packets, task.output, task.codec, task.options)
+                    encoder = Encoder(written, task.output, task.codec, task.options)
                 encoder.write(item.planes, item.pts)
                 yield item.pts
             else:  # stopped within it
                 if encoder is not None:
                     encoder.close()
-                    os.replace(packets, task.folder.partial(segment))
+                    os.replace(written, task.folder.partial(segment))
                 return
             if encoder is not None:
                 encoder.close()
+                frames, size = encoder.frames, written.stat().st_size
+                os.replace(written, task.folder.packets(segment))
         except BaseException:
             if encoder is not None:
                 encoder.abort()
             raise
-        frames, size = (0, 0) if encoder is None else (encoder.frames, packets.stat().st_size)
         task.folder.finish(segment, Record(frames, size, item.damaged, item.missing, item.notes))
         yield segment
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -27,7 +28,8 @@ SEGMENT_S = 10
 _VERSION = 1
 _ENDS_BYTES, _SAMPLES, _SAMPLE_BYTES = 1 << 20, 16, 1 << 16
 _MANIFEST, _LOCK, _JOINED = "manifest.json", "lock", "joined.part"
-_OURS = re.compile(r"\d{6}(\.partial)?\.(nut|json)(\.part)?|\.[0-9a-f]{16}\.part|manifest\.json|joined\.part|lock")
+_UNFINISHED = re.compile(r"(\d{6})?\.[0-9a-f]{16}\.part")
+_OURS = re.compile(r"\d{6}(\.partial)?\.(nut|json)|(\d{6})?\.[0-9a-f]{16}\.part|manifest\.json|joined\.part|lock")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ class Folder:
     def packets(self, segment: Segment) -> Path:
         """Where the packets of a segment lie."""
         return self.path / f"{segment.index:06}.nut"
+
+    def fresh(self, segment: Segment) -> Path:
+        """Where to write the packets of a segment until they are whole.
+
+        Each time another place: one that was given up for dead, and is not, must not write into its successor's file.
+        """
+        return self.path / f"{segment.index:06}.{secrets.token_hex(8)}.part"
 
     def partial(self, segment: Segment) -> Path:
         """Where those of a segment lie that was stopped before its end."""
@@ -189,6 +198,7 @@ class Parts:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(f"the manifest in {self._path} is damaged; --restart throws its parts away") from None
         if there == (wanted := json.loads(json.dumps(self._of))):
+            self._clear(_UNFINISHED)
             return segments, threads
         if there.get("version") != _VERSION:
             why = "another version of this program"
@@ -200,9 +210,9 @@ class Parts:
             why = "other settings: " + ", ".join(f"{n} {before.get(n)}, not {now[n]}" for n in changed)
         raise UsageError(f"{self._path} has parts of {why}; --restart throws them away")
 
-    def _clear(self) -> None:
+    def _clear(self, names: re.Pattern[str] = _OURS) -> None:
         for name in os.listdir(self._path):
-            if name != _LOCK and _OURS.fullmatch(name):
+            if name != _LOCK and names.fullmatch(name):
                 (self._path / name).unlink(missing_ok=True)
 
 
