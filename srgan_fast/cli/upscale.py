@@ -5,25 +5,24 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.cli import pipe, video
-from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, UsageError
+from srgan_fast.cli import crew, pipe, video
+from srgan_fast.cli.folder import Job, Jobs, check_folder, jobs_of, same
+from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
 
-Job = tuple[Path, Path]
-
 
 def upscale(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="An image, a folder of images, a video, or - for y4m.", readable=False)
+        Path, typer.Argument(metavar="IN", help="An image, a video, a folder of them, or - for y4m.", readable=False)
     ],
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="The image, the folder or the video to write, or -.", readable=False)
@@ -50,8 +49,11 @@ def upscale(
     strict: video.Strict = False,
     resume: video.Resume = None,
     reuse: video.ReuseName = None,
+    gpus: crew.Gpus = None,
+    workers: crew.Workers = None,
+    cluster: crew.Cluster = None,
 ) -> None:
-    """Upscale an image, every image in a folder and its subfolders, or a video with its sound and all else in it.
+    """Upscale an image, a video with its sound and all else in it, or all of them in a folder and its subfolders.
 
     A folder can be resumed: results that are there and newer than their input are skipped. So can a video: the same
     command goes on where a run was stopped or killed. With - for both, y4m video goes from stdin to stdout.
@@ -67,8 +69,16 @@ def upscale(
         if scale is not None and scale < 2:
             raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
-        make = partial(_upscaler, chosen, scale, backend, device, precision, tile, memory)
-        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse)
+        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse, gpus, workers, cluster)
+        wish = crew.Wish(gpus, workers, cluster)
+        wish.check(device)
+
+        def on(device: str) -> Callable[[], Upscaler]:
+            # Workers stand in other folders.
+            named = Path(os.path.abspath(chosen)) if isinstance(chosen, Path) else chosen
+            return partial(_upscaler, named, scale, backend, device, precision, tile, memory)
+
+        make, hands = on(device), partial(wish.crew, on, device)
         if pipe.wanted(source, target):
             if suffix is not None or overwrite:
                 raise UsageError("--format and --overwrite are for images; leave them out")
@@ -80,31 +90,46 @@ def upscale(
                 raise UsageError("--format is for images; a video's name says its format")
             if source.suffix.lower() in IMAGE_SUFFIXES:
                 raise UsageError(f"expected a video for {target.name}, got the image {source.name}; write an image")
-            video.run(source, target, make, choice)
+            video.run(source, target, make, choice, hands)
             return
-        if choice.given():
-            raise UsageError(f"{choice.given()[0]} is for videos; leave it out")
         many = source.is_dir()
-        jobs, finished = (
-            _folder_jobs(source, target, suffix, overwrite) if many else ([_job(source, target, suffix)], 0)
-        )
-        if not jobs:
-            print(f"nothing to do: all {finished} images are finished in {target}; --overwrite does them again")
+        if many:
+            jobs = jobs_of(source, target, suffix, overwrite)
+        else:
+            jobs = Jobs([_job(source, target, suffix)], [], 0, "images", False, source)
+        if choice.given() and not jobs.any_videos:
+            raise UsageError(f"{choice.given()[0]} is for videos; leave it out")
+        if wish != crew.Wish() and jobs.first_image is not None:
+            raise UsageError(
+                f"{source} has images too ({jobs.first_image.name}), and {choice.given()[-1]} is for videos"
+            )
+        todo = len(jobs.images) + len(jobs.videos)
+        if not todo:
+            print(
+                f"nothing to do: all {jobs.finished} {jobs.kinds} are finished in {target}; --overwrite does them again"
+            )
             return
         start = time.perf_counter()
-        upscaler = make()
-        failures = _run(jobs, upscaler, done, many=many)
+        failures: list[SRGANFastError] = []
+        how = ""
+        if jobs.images:
+            upscaler = make()
+            how = f" (x{upscaler.scale}, {upscaler.backend_name} {upscaler.precision} on {upscaler.device})"
+            failures += _run(jobs.images, upscaler, done, many=many)
+        if jobs.videos:
+            failures += video.run_many(jobs.videos, make, choice, hands, done)
     except KeyboardInterrupt:
         kept = f"{len(done)} finished in {target}, the same command goes on" if done else "nothing was written"
         raise Interrupted(f"stopped; {kept}") from None
     counts = f"{len(done)} upscaled"
     if many:
-        counts += f", {finished} finished before, {len(failures)} failed"
+        counts += f", {jobs.finished} finished before, {len(failures)} failed"
     seconds = time.perf_counter() - start
-    how = f"x{upscaler.scale}, {upscaler.backend_name} {upscaler.precision} on {upscaler.device}"
-    print(f"{counts} ({how}) in {seconds:.2f} s -> {target if many else jobs[0][1]}")
+    print(f"{counts}{how} in {seconds:.2f} s -> {target if many else jobs.images[0][1]}")
     if failures:
-        raise InputError(f"{len(failures)} of {len(jobs)} images failed, the others are done; first: {failures[0]}")
+        kinds = {type(failure) for failure in failures}
+        kind = kinds.pop() if len(kinds) == 1 else InputError
+        raise kind(f"{len(failures)} of {todo} {jobs.kinds} failed, the others are done; first: {failures[0]}")
 
 
 def _upscaler(
@@ -146,16 +171,8 @@ def _refuse(source: Path, target: Path) -> None:
             raise kind(f"cannot use {path}: {error.strerror}; check its name and its permissions") from error
     if not os.path.lexists(source):
         raise InputError(f"expected an image, a folder or a video, got {source}, which does not exist; check the name")
-    if _same(source, target):
+    if same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
-
-
-def _same(one: Path, other: Path) -> bool:
-    """Whether two names mean one file, by links of either kind too."""
-    try:
-        return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
-    except OSError:
-        return False
 
 
 def _job(source: Path, target: Path, suffix: str | None) -> Job:
@@ -165,83 +182,23 @@ def _job(source: Path, target: Path, suffix: str | None) -> Job:
         target = target / (source.name if suffix is None else source.stem + suffix)
     elif suffix not in (None, target.suffix.lower()):
         raise UsageError(f"expected --format and the output's suffix to agree, got {suffix} and {target.name}")
-    if _same(source, target):
+    if same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
     if target.is_dir():
         raise OutputError(f"expected an image file to write, got the folder {target}; name another output")
     if target.suffix.lower() not in IMAGE_SUFFIXES:
         raise UsageError(f"expected an output of {', '.join(sorted(IMAGE_SUFFIXES))}, got {target.name}")
-    _check_folder(target.parent, target)
+    check_folder(target.parent, target)
     return source, target
 
 
-def _check_folder(folder: Path, target: Path) -> None:
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {target}: {folder} is not a folder that exists; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: no permission to write in {folder}; name another folder")
-
-
-def _folder_jobs(source: Path, target: Path, suffix: str | None, overwrite: bool) -> tuple[list[Job], int]:
-    """The (input, output) pairs that are still to do, and how many are finished."""
-    from srgan_fast.image import IMAGE_SUFFIXES
-
-    if not target.is_dir() and (target.exists() or target.suffix.lower() in IMAGE_SUFFIXES):
-        raise UsageError(f"{source} is a folder, so the output must be one too, got the file {target}")
-    pairs: list[Job] = []
-    owners: dict[Path, Path] = {}
-    for path in _images(source, target):
-        result = target / path.relative_to(source)
-        result = result if suffix is None else result.with_suffix(suffix)
-        if (other := owners.setdefault(result, path)) != path:
-            raise UsageError(f"{other} and {path} would both become {result}; rename one, or leave --format out")
-        pairs.append((path, result))
-    if not pairs:
-        raise InputError(f"expected images ({', '.join(sorted(IMAGE_SUFFIXES))}) under {source}, got none")
-    inputs = {path.resolve() for path, _ in pairs}
-    for _, result in pairs:
-        if result.resolve() in inputs:
-            raise UsageError(f"{result} is an input and would be overwritten; name an output folder of its own")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
-    _check_folder(target, target)
-    jobs = [job for job in pairs if overwrite or not _finished(*job)]
-    return jobs, len(pairs) - len(jobs)
-
-
-def _images(source: Path, target: Path) -> Iterator[Path]:
-    """The images of a folder in a fixed order, without an output folder inside it; links to folders stay aside."""
-    from srgan_fast.image import IMAGE_SUFFIXES
-
-    def refuse(error: OSError) -> None:
-        raise InputError(f"cannot read the folder {error.filename}: {error.strerror}; check its permissions")
-
-    for folder, folders, files in os.walk(source, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not _same(Path(folder, name), target))
-        for name in sorted(files):
-            # macOS leaves a ._NAME of metadata beside each file on foreign disks.
-            if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith("._"):
-                yield Path(folder, name)
-
-
-def _finished(source: Path, target: Path) -> bool:
-    """Results appear whole or not at all, so one that is there is finished, unless the input has changed since."""
-    try:
-        before, after = source.stat(), target.stat()
-    except OSError:
-        return False
-    return after.st_size > 0 and after.st_mtime_ns >= before.st_mtime_ns
-
-
-def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) -> list[str]:
+def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) -> list[SRGANFastError]:
     """Do the jobs, noting in `done` what is written; one bad picture of many does not stop the others."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    failures: list[str] = []
+    failures: list[SRGANFastError] = []
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("", total=len(jobs))
@@ -253,7 +210,7 @@ def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) ->
             except (InputError, MemoryBudgetError) as error:
                 if not many:
                     raise
-                failures.append(str(error))
+                failures.append(InputError(str(error)))
                 progress.stop()
                 print(f"failed: {error}", file=sys.stderr)
                 progress.start()

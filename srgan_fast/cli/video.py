@@ -6,25 +6,31 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
-from srgan_fast.errors import IncompleteError, Interrupted, UsageError
+from srgan_fast.errors import IncompleteError, Interrupted, OutputError, SRGANFastError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.cli.progress import VideoProgress
     from srgan_fast.upscaler import Upscaler
     from srgan_fast.video.colour import Matrix
     from srgan_fast.video.job import VideoOptions
+    from srgan_fast.video.schedule import Outcome
+    from srgan_fast.video.summary import Summary
+    from srgan_fast.video.workers import Crew
 
 # What is taken for a video by its name; an input of another name is one where the output is.
 SUFFIXES = frozenset(
     {".mp4", ".mkv", ".mov", ".webm", ".avi", ".ts", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif", ".m2ts", ".nut", ".flv"}
 )
+
+# Workers, or None where this process does it.
+Hands = Callable[[], "AbstractContextManager[Crew] | None"]
 
 _PANEL = "Video"
 Codec = Annotated[
@@ -96,6 +102,9 @@ class Choice(NamedTuple):
     strict: bool = False
     resume: bool | None = None
     reuse: str | None = None
+    gpus: str | None = None
+    workers: int | None = None
+    cluster: str | None = None
 
     def given(self) -> list[str]:
         """The names of those that were given."""
@@ -108,14 +117,20 @@ def wanted(source: Path, target: Path) -> bool:
     return not source.is_dir() and any(path.suffix.lower() in SUFFIXES for path in (source, target))
 
 
-def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice) -> None:
+def written_as(target: Path) -> Path:
+    """The name of a result of a folder: that of the input, or .mkv where nothing of its kind is written."""
+    from srgan_fast.video.mux import CONTAINERS
+
+    return target if target.suffix.lower() in CONTAINERS else target.with_suffix(".mkv")
+
+
+def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice, hands: Hands) -> None:
     """Upscale a video, stop in good order when asked to, and say what became of it.
 
-    `make` builds the upscaler, which takes seconds: whatever can be refused before is.
+    `make` builds the upscaler, which takes seconds: whatever can be refused before is. `hands` gives the workers.
 
     Raises:  IncompleteError if something of the input is missing in the output; Interrupted
     """
-    from srgan_fast.stop import stop_requests
     from srgan_fast.video import job
     from srgan_fast.video.source import Source
 
@@ -124,22 +139,89 @@ def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice
     job.check_target(source, target)
     with Source(source, matrix=options.matrix):
         pass
-    with stop_requests(insistent=(signal.SIGINT, signal.SIGTERM)) as asked:
+    with closing(_outcomes([(source, target)], make, options, hands, f"in {job.folder_of(target)}")) as outcomes:
+        for outcome in outcomes:
+            if failure := _told(outcome, options):
+                raise failure
+
+
+def run_many(
+    jobs: Sequence[tuple[Path, Path]],
+    make: Callable[[], Upscaler],
+    choice: Choice,
+    hands: Hands,
+    done: list[tuple[Path, Path]],
+) -> list[SRGANFastError]:
+    """Upscale videos and say what became of each, noting in `done` what is written whole; gives what failed.
+
+    Raises:  Interrupted
+    """
+    options = _options(choice)
+    failures: list[SRGANFastError] = []
+    for _, target in jobs:
         try:
-            with _Shown() as shown:
-                summary = job.upscale_video(source, target, make(), options, progress=shown, stop=asked)
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {target.parent}: {error.strerror}; name another one") from error
+    with closing(_outcomes(jobs, make, options, hands, "beside the outputs")) as outcomes:
+        for outcome in outcomes:
+            if failure := _told(outcome, options):
+                failures.append(failure)
+                print(f"failed: {failure}", file=sys.stderr)
+            else:
+                done.append((outcome.source, outcome.target))
+    return failures
+
+
+def _outcomes(
+    jobs: Sequence[tuple[Path, Path]], make: Callable[[], Upscaler], options: VideoOptions, hands: Hands, where: str
+) -> Generator[Outcome, None, None]:
+    """What becomes of videos, by this process or by others; `where` is where the parts of finished segments lie."""
+    from srgan_fast.stop import stop_requests
+    from srgan_fast.video.job import folder_of, upscale_video
+    from srgan_fast.video.schedule import Outcome, upscale_videos
+
+    with stop_requests(insistent=(signal.SIGINT, signal.SIGTERM)) as asked, _Shown() as shown:
+        try:
+            with ExitStack() as stack:
+                if (workers := hands()) is not None:
+                    crew = stack.enter_context(workers)
+                    for outcome in upscale_videos(jobs, crew, options, progress=shown, stop=asked):
+                        shown.end()
+                        yield outcome
+                    return
+                upscaler = make()
+                for source, target in jobs:
+                    result: Summary | SRGANFastError
+                    try:
+                        result = upscale_video(source, target, upscaler, options, progress=shown, stop=asked)
+                    except Interrupted:
+                        raise
+                    except SRGANFastError as error:
+                        result = error
+                    shown.end()
+                    yield Outcome(source, target, result)
         except KeyboardInterrupt:
-            folder = job.folder_of(target)
-            kept = (
-                f"finished segments are in {folder}, the same command goes on" if folder.exists() else "nothing is kept"
+            kept = any(folder_of(target).exists() for _, target in jobs)
+            shown.end()
+            _end_at_once(
+                "stopped at once; "
+                + (f"finished segments are {where}, the same command goes on" if kept else "nothing is kept")
             )
-            _end_at_once(f"stopped at once; {kept}")
+
+
+def _told(outcome: Outcome, options: VideoOptions) -> SRGANFastError | None:
+    """Say what became of a video; gives what is wrong with it."""
+    summary, target = outcome.result, outcome.target
+    if isinstance(summary, SRGANFastError):
+        return summary
     for line in summary.lines():
-        print(line)
+        print(line, flush=True)
     if summary.missing:
-        raise IncompleteError(f"{target} was written, but lacks {summary.missing[0]}")
+        return IncompleteError(f"{target} was written, but lacks {summary.missing[0]}")
     if options.strict and summary.damage:
-        raise IncompleteError(f"{target} was written, but {summary.damage[0]}")
+        return IncompleteError(f"{target} was written, but {summary.damage[0]}")
+    return None
 
 
 def _options(choice: Choice) -> VideoOptions:
@@ -183,7 +265,12 @@ class _Shown:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Clear the line for what is said next; the next frame begins anew."""
         self._stack.close()
+        self._progress = None
 
     def __call__(self, frames: int, total: int | None, busy_s: Mapping[str, float]) -> None:
         from srgan_fast.cli.progress import VideoProgress
