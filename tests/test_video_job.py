@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -23,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from clips import Sound, make, subtitled
+from nearest import Nearest
 from PIL import Image
 
 from srgan_fast import Upscaler
@@ -54,23 +54,6 @@ def _one_thread_and_none_left() -> Iterator[None]:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of a quarter of a second, one keyframe each."""
     monkeypatch.setattr(job, "cut", lambda keyframes, time_base: segments.cut(keyframes, time_base, 0.2))
-
-
-class Nearest:
-    """What the job asks of an upscaler; each pixel becomes four, after `first` was called."""
-
-    scale, radius, device, backend_name, precision = 2, 0, "cpu", "nearest", "fp32"
-    model: Any = SimpleNamespace(info=SimpleNamespace(digest="none"))
-
-    def __init__(self, first: Callable[[], object] = lambda: None) -> None:
-        self.first = first
-
-    def plan(self, *_: int, **__: int) -> Any:
-        return SimpleNamespace(frames=1)
-
-    def __call__(self, frames: torch.Tensor, *, layout: str) -> torch.Tensor:
-        self.first()
-        return frames.repeat_interleave(2, 0).repeat_interleave(2, 1)
 
 
 def upscaled(source: Path, target: Path, options: VideoOptions = QUICK, upscaler: Any = None, **more: Any) -> Any:

@@ -80,7 +80,8 @@ class Wish(NamedTuple):
 
             there, numbers = torch.cuda.device_count(), self._numbers()
             if max(numbers) >= there:
-                raise BackendUnavailable(f"expected GPUs below {there}, got --gpus {self.gpus}: torch sees {there}")
+                seen = f"{there} GPUs, the first is 0" if there else "no NVIDIA GPU"
+                raise BackendUnavailable(f"--gpus {self.gpus} was asked for, but torch sees {seen}")
             return Processes(make("cuda"), [Place(gpu=number) for number in numbers])
         if self.workers is not None:
             from srgan_fast.upscaler import resolved

@@ -27,8 +27,7 @@ class Jobs(NamedTuple):
 def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> Jobs:
     """What is to do for a folder: its images and videos, mirrored below `target`, in a fixed order.
 
-    Raises:  UsageError where results would collide, or overwrite inputs; InputError where there is nothing to upscale;
-             OutputError if `target` cannot be made or written
+    Raises:  UsageError where results would collide, or overwrite inputs; InputError where there is nothing to upscale
     """
     from srgan_fast.image import IMAGE_SUFFIXES
 
@@ -53,11 +52,6 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
     for _, result in pairs:
         if result.resolve() in inputs:
             raise UsageError(f"{result} is an input and would be overwritten; name an output folder of its own")
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
-    check_folder(target, target)
     todo = [job for job in pairs if overwrite or not _finished(*job)]
     films = [path for path, _ in pairs if path.suffix.lower() in video.SUFFIXES]
     pictures = [path for path, _ in pairs if path.suffix.lower() in IMAGE_SUFFIXES]
@@ -69,6 +63,18 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
         bool(films),
         pictures[0] if pictures else None,
     )
+
+
+def make(target: Path) -> None:
+    """Make the folder of the results.
+
+    Raises:  OutputError if it cannot be made or written
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
+    check_folder(target, target)
 
 
 def same(one: Path, other: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.cli import crew, pipe, video
+from srgan_fast.cli import crew, folder, pipe, video
 from srgan_fast.cli.folder import Job, Jobs, check_folder, jobs_of, same
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
 
@@ -100,9 +100,10 @@ def upscale(
         if choice.given() and not jobs.any_videos:
             raise UsageError(f"{choice.given()[0]} is for videos; leave it out")
         if wish != crew.Wish() and jobs.first_image is not None:
-            raise UsageError(
-                f"{source} has images too ({jobs.first_image.name}), and {choice.given()[-1]} is for videos"
-            )
+            others = f"{source} has images too ({jobs.first_image.name})"
+            raise UsageError(f"{others}, and {choice.given()[-1]} is for videos; put them into a folder of their own")
+        if many:
+            folder.make(target)
         todo = len(jobs.images) + len(jobs.videos)
         if not todo:
             print(
@@ -111,13 +112,14 @@ def upscale(
             return
         start = time.perf_counter()
         failures: list[SRGANFastError] = []
-        how = ""
+        how, frames = "", 0
         if jobs.images:
             upscaler = make()
             how = f" (x{upscaler.scale}, {upscaler.backend_name} {upscaler.precision} on {upscaler.device})"
             failures += _run(jobs.images, upscaler, done, many=many)
         if jobs.videos:
-            failures += video.run_many(jobs.videos, make, choice, hands, done)
+            failed, frames = video.run_many(jobs.videos, make, choice, hands, done)
+            failures += failed
     except KeyboardInterrupt:
         kept = f"{len(done)} finished in {target}, the same command goes on" if done else "nothing was written"
         raise Interrupted(f"stopped; {kept}") from None
@@ -125,6 +127,8 @@ def upscale(
     if many:
         counts += f", {jobs.finished} finished before, {len(failures)} failed"
     seconds = time.perf_counter() - start
+    if frames:
+        how += f", {frames} frames of video, {frames / seconds:.2f} fps"
     print(f"{counts}{how} in {seconds:.2f} s -> {target if many else jobs.images[0][1]}")
     if failures:
         kinds = {type(failure) for failure in failures}

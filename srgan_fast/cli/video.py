@@ -151,13 +151,18 @@ def run_many(
     choice: Choice,
     hands: Hands,
     done: list[tuple[Path, Path]],
-) -> list[SRGANFastError]:
-    """Upscale videos and say what became of each, noting in `done` what is written whole; gives what failed.
+) -> tuple[list[SRGANFastError], int]:
+    """Upscale videos and say what became of each, noting in `done` what is written whole.
+
+    Gives what failed, and the number of frames of the others.
 
     Raises:  Interrupted
     """
+    from srgan_fast.video.summary import Summary
+
     options = _options(choice)
     failures: list[SRGANFastError] = []
+    frames = 0
     for _, target in jobs:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,9 +173,10 @@ def run_many(
             if failure := _told(outcome, options):
                 failures.append(failure)
                 print(f"failed: {failure}", file=sys.stderr)
-            else:
+            elif isinstance(outcome.result, Summary):
                 done.append((outcome.source, outcome.target))
-    return failures
+                frames += outcome.result.frames - outcome.result.resumed
+    return failures, frames
 
 
 def _outcomes(

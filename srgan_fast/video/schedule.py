@@ -115,7 +115,7 @@ class _Schedule:
         stop: Callable[[], bool],
     ) -> None:
         self._pairs, self._crew, self._options = deque(pairs), crew, options
-        self._single = len(pairs) == 1
+        self._count, self._single = len(pairs), len(pairs) == 1
         self._progress, self._stop = progress, stop
         self._stopping = False
         self._traits: tuple[Traits, str] | None = None
@@ -321,10 +321,8 @@ class _Schedule:
         said = [active.job.stopped() for active in self._active]
         if self._single:
             return said[0] if said else "stopped; nothing was written, the same command starts again"
-        return (
-            f"stopped; {len(self._active)} videos are begun and {len(self._pairs) + bool(self._planned)} are not, the"
-            " same command goes on"
-        )
+        left = len(self._active) + len(self._pairs) + bool(self._planned)
+        return f"stopped with {left} of {self._count} videos unfinished, the same command goes on"
 
     def _close(self) -> None:
         for active in self._active:
