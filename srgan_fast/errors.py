@@ -11,7 +11,7 @@
       CheckpointError              5   a training checkpoint that cannot be resumed
       MemoryBudgetError            7   the memory budget cannot hold even the smallest tile
       TrainingError                8   training cannot go on (it diverged again and again)
-      DistributedError             9   another rank of the run is gone, or was never there
+      DistributedError             9   another rank or worker of the run is gone, or was never there
       IncompleteError             10   the result was written, but lacks something that the input has
       Interrupted                130   stopped by the user; what was finished is kept
 
@@ -84,7 +84,7 @@ class TrainingError(SRGANFastError):
 
 
 class DistributedError(SRGANFastError):
-    """Another rank of a run on several processes is gone, silent, or cannot be reached."""
+    """Another rank or worker of a run on several processes is gone, silent, unlike the others, or cannot be reached."""
 
     exit_code = 9
 

@@ -60,12 +60,14 @@ class Actors:
     """Actors of the cluster that RAY_ADDRESS names or that runs here, else of this machine; a context manager.
 
     `gpus` says whether each has a GPU, None whether there are any in the cluster; `workers` how many there are: by
-    default one for each GPU, or for each machine.
+    default one for each GPU, or for each machine; `cores` how many each has: by default as many as there are for all.
 
     Raises:  BackendUnavailable where Ray is not installed or cannot be reached; UsageError for more workers than fit
     """
 
-    def __init__(self, make: Make, workers: int | None = None, *, gpus: bool | None = None) -> None:
+    def __init__(
+        self, make: Make, workers: int | None = None, *, gpus: bool | None = None, cores: int | None = None
+    ) -> None:
         self._ray = _ray()
         self._make = make
         self.used = False
@@ -77,7 +79,10 @@ class Actors:
             machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
             if gpus is None:
                 gpus = any(machine.get("GPU", 0) >= 1 for machine in machines)
-            self.count, cores = _shares(machines, workers, gpus)
+            self.count, most = _shares(machines, workers, gpus)
+            if cores is not None and not 0 <= cores <= most:
+                raise UsageError(f"expected up to {most} cores for each of {self.count} actors, got {cores}")
+            cores = most if cores is None else cores
             self._threads = None if gpus else cores
             self._kind = self._ray.remote(max_concurrency=4, max_restarts=0, num_cpus=cores, num_gpus=1 if gpus else 0)(
                 _Actor
