@@ -7,7 +7,6 @@ what is finished is told by the folders of the jobs, which all machines must sha
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -20,8 +19,6 @@ from srgan_fast.video.workers import Failed, Frames, Gone, Make, Ready, Renderer
 _ASK_S = 0.5
 # That actors may take to start: the machine may have to load torch from a slow disk.
 _LATE_S = 60.0
-# Of a cluster that is started here: frames travel by files, only requests and words by Ray.
-_STORE_BYTES = 100 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +113,9 @@ class Actors:
         if not self._began and time.monotonic() - self._since_s > _LATE_S:
             self._since_s = time.monotonic()
             _log.warning("still waiting for the first of %d actors; `ray status` says what is free", self.count)
+        if not self._waiting:
+            time.sleep(seconds)
+            return []
         ready, _ = self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=seconds)
         said: list[tuple[int, Word]] = []
         for reference in ready:
@@ -186,15 +186,9 @@ def _ray() -> Any:
 def _begin(ray: Any) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; start one here where there is none."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        try:
-            ray.init(address="auto", **quiet)
-        except ConnectionError:
-            if os.environ.get("RAY_ADDRESS"):
-                raise
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for a report to Ray's makers
-            ray.init(address="local", include_dashboard=False, object_store_memory=_STORE_BYTES, **quiet)
+        # Not "auto": that would also take the cluster which another run has started for itself, and ends with it.
+        ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise BackendUnavailable(
             f"no Ray cluster can be reached or started ({_line(error)}); look at `ray status` and RAY_ADDRESS"
