@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,7 +78,7 @@ def upscale(
             named = Path(os.path.abspath(chosen)) if isinstance(chosen, Path) else chosen
             return partial(_upscaler, named, scale, backend, device, precision, tile, memory)
 
-        make, hands = on(device), partial(wish.crew, on, device)
+        make, hands = cache(on(device)), partial(wish.crew, on, device)
         if pipe.wanted(source, target):
             if suffix is not None or overwrite:
                 raise UsageError("--format and --overwrite are for images; leave them out")
@@ -102,6 +102,7 @@ def upscale(
         if wish != crew.Wish() and jobs.first_image is not None:
             others = f"{source} has images too ({jobs.first_image.name})"
             raise UsageError(f"{others}, and {choice.given()[-1]} is for videos; put them into a folder of their own")
+        options = video.options_of(choice) if jobs.any_videos else None
         if many:
             folder.make(target)
         todo = len(jobs.images) + len(jobs.videos)
@@ -117,8 +118,8 @@ def upscale(
             upscaler = make()
             how = f" (x{upscaler.scale}, {upscaler.backend_name} {upscaler.precision} on {upscaler.device})"
             failures += _run(jobs.images, upscaler, done, many=many)
-        if jobs.videos:
-            failed, frames = video.run_many(jobs.videos, make, choice, hands, done)
+        if options is not None and jobs.videos:
+            failed, frames = video.run_many(jobs.videos, make, options, hands, done)
             failures += failed
     except KeyboardInterrupt:
         kept = f"{len(done)} finished in {target}, the same command goes on" if done else "nothing was written"

@@ -134,7 +134,7 @@ def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice
     from srgan_fast.video import job
     from srgan_fast.video.source import Source
 
-    options = _options(choice)
+    options = options_of(choice)
     target = job.real(target / source.name if target.is_dir() else target)
     job.check_target(source, target)
     with Source(source, matrix=options.matrix):
@@ -148,7 +148,7 @@ def run(source: Path, target: Path, make: Callable[[], Upscaler], choice: Choice
 def run_many(
     jobs: Sequence[tuple[Path, Path]],
     make: Callable[[], Upscaler],
-    choice: Choice,
+    options: VideoOptions,
     hands: Hands,
     done: list[tuple[Path, Path]],
 ) -> tuple[list[SRGANFastError], int]:
@@ -160,7 +160,6 @@ def run_many(
     """
     from srgan_fast.video.summary import Summary
 
-    options = _options(choice)
     failures: list[SRGANFastError] = []
     frames = 0
     for _, target in jobs:
@@ -230,7 +229,11 @@ def _told(outcome: Outcome, options: VideoOptions) -> SRGANFastError | None:
     return None
 
 
-def _options(choice: Choice) -> VideoOptions:
+def options_of(choice: Choice) -> VideoOptions:
+    """What the options mean.
+
+    Raises:  UsageError
+    """
     from srgan_fast.video.job import VideoOptions
 
     matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}

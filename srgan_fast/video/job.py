@@ -144,7 +144,8 @@ class Job:
                 self._parts.begin(cut(self._video.keyframes(), info.time_base), threads=_threads())
             self._segments, folder = self._parts.segments or [], self._parts.folder
             coding = Options(options.crf, options.preset, self._parts.threads)
-            self.task = Task(source, options.matrix, folder, output, codec, coding)
+            # A worker may stand in another folder.
+            self.task = Task(Path(os.path.abspath(source)), options.matrix, folder, output, codec, coding)
             self.todo = [segment for segment in self._segments if folder.record(segment) is None]
             self.earlier = sum(record.frames for record in map(folder.record, self._segments) if record is not None)
             self.total = info.frames
