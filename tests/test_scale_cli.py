@@ -187,27 +187,44 @@ def test_the_command_with_processes_is_stopped_and_killed(tmp_path: Path, tiny: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_an_actor_that_is_killed(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("ray")
+@pytest.mark.parametrize("what", ["actor", "machine"])
+def test_what_ray_loses(what: str, tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor is killed, or all of a machine of two that one machine plays: the bytes are those of this process."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
     from srgan_fast.video.cluster import Actors
 
     monkeypatch.setattr(job, "cut", lambda keyframes, time_base: segments.cut(keyframes, time_base, 0.2))
     handler = signal.getsignal(signal.SIGTERM)
     source, target = make(tmp_path / "in.mp4", times=range(300)), tmp_path / "out.mp4"
     make_one, options = partial(Upscaler, tiny, backend="eager", device="cpu"), VideoOptions(preset="ultrafast")
-    killed: list[int] = []
+    lost: list[int] = []
 
-    def kill(frames: int, total: int | None, busy_s: Any) -> None:
-        if frames >= 40 + 60 * len(killed) and len(killed) < (3 if SOAK else 1):
-            pid = next(pid for pid in every_process() if command_of(pid).startswith(b"ray::_Actor"))
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
+    def lose(frames: int, total: int | None, busy_s: Any) -> None:
+        if frames >= 40 + 60 * len(lost) and len(lost) < (3 if SOAK and what == "actor" else 1):
+            lost.append(frames)
+            if what == "machine":
+                cluster.remove_node(machines[0], allow_graceful=False)
+            else:
+                mine = (pid for pid in every_process() if command_of(pid).startswith(b"ray::_Actor"))
+                os.kill(next(mine), signal.SIGKILL)
 
-    with Actors(make_one, 2, gpus=False) as crew:
-        assert signal.getsignal(signal.SIGTERM) is handler
-        (outcome,) = upscale_videos([(source, target)], crew, options, progress=kill)
+    if what == "machine":
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        machines = [cluster.add_node(num_cpus=1) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        with Actors(make_one, 2, gpus=False) as crew:
+            assert what == "machine" or signal.getsignal(signal.SIGTERM) is handler
+            (outcome,) = upscale_videos([(source, target)], crew, options, progress=lose)
+    finally:
+        if what == "machine":
+            ray.shutdown()
+            cluster.shutdown()
+        signal.signal(signal.SIGTERM, handler)
     assert isinstance(outcome.result, Summary), outcome.result
-    assert killed
+    assert lost
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     upscale_video(source, tmp_path / "alone.mp4", make_one(), options)
