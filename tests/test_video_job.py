@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -163,7 +164,7 @@ def test_a_stop_leaves_what_is_done_and_the_same_call_goes_on(tmp_path: Path, sh
     summary = upscaled(source, target, progress=lambda frames, total, busy_s: seen.append(frames))
     assert (seen[0], seen[-1], summary.resumed) == (13, 30, 12)
     assert target.read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    assert names(tmp_path) == ["in.mp4", "out.mp4", "out.partial.mp4", "whole.mp4"]
+    assert names(tmp_path) == ["in.mp4", "out.mp4", "whole.mp4"]
 
 
 def test_parts_of_another_job_are_refused_or_thrown_away(run: Run, tmp_path: Path, short: None, tiny: Path) -> None:
@@ -179,9 +180,12 @@ def test_parts_of_another_job_are_refused_or_thrown_away(run: Run, tmp_path: Pat
         upscaled(source, target, VideoOptions(preset="ultrafast", crf=30))
     with pytest.raises(UsageError, match="another input"):
         upscaled(make(tmp_path / "other.mp4", times=range(29)), target)
+    partial = tmp_path / "out.partial.mp4"
+    partial.write_bytes(b"of someone else by now")
     one_line(run("upscale", source, target, "--weights", tiny), 2, "other settings: model none, not")
     assert "resumed" not in " ".join(upscaled(source, target, VideoOptions(crf=30, restart=True)).lines())
     assert not (tmp_path / "out.mp4.parts").exists()
+    assert partial.read_bytes() == b"of someone else by now"
     # A damaged part is done again; a damaged manifest is said.
     stopped()
     parts = tmp_path / "out.mp4.parts"
@@ -376,8 +380,9 @@ def test_signals_and_kills(tmp_path: Path, tiny: Path) -> None:
     )
     assert (first["code"], first["said"].count("\n")) == (130, 1), first
     assert f" frames are in {tmp_path}/first.partial.mp4, the same command goes on from frame 13" in first["said"]
-    with av.open(str(tmp_path / "first.partial.mp4")) as container:
-        assert 20 <= len(list(container.decode(video=0))) < 60
+    found = re.search(r"stopped; (\d+) of \d+ frames are in", first["said"])
+    assert found is not None
+    assert 20 <= int(found[1]) < 60
     assert (second["code"], second["said"].count("\n")) == (130, 1), second
     assert "stopped at once; finished segments are in" in second["said"]
     assert second["took_s"] < 3
@@ -388,7 +393,7 @@ def test_signals_and_kills(tmp_path: Path, tiny: Path) -> None:
     for run, name in ((again, "first"), (after_second, "second"), (after_full, "full"), (after_kills, "killed")):
         assert (run["code"], whole["code"]) == (0, 0), run
         assert (tmp_path / f"{name}.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
-    assert [name for name in names(tmp_path) if "part" in name] == ["first.partial.mp4"]
+    assert [name for name in names(tmp_path) if "part" in name] == []
 
 
 @pytest.mark.slow

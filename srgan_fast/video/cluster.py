@@ -7,6 +7,7 @@ what is finished is told by the folders of the jobs, which all machines must sha
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -186,6 +187,7 @@ def _ray() -> Any:
 def _begin(ray: Any) -> None:
     """Join the cluster that RAY_ADDRESS names or that runs on this machine; start one here where there is none."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else a cluster that begins here reports to its makers
     try:
         # Not "auto": that would also take the cluster which another run has started for itself, and ends with it.
         ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)

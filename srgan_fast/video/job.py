@@ -178,6 +178,7 @@ class Job:
             self._video, self.task.output, self.task.codec, self._dropped, records, written, folder.joined()
         )
         os.replace(folder.joined(), self.target)
+        folder.remove_left()
         self._parts.remove()
         return replace(
             summary,
@@ -190,7 +191,7 @@ class Job:
         )
 
     def stopped(self) -> str:
-        """Leave the frames so far beside the target, under the name NAME.partial.SUFFIX, and say what became of it."""
+        """Leave the frames so far beside the target as NAME.partial.SUFFIX until it is finished, and say so."""
         return _partial(self._video, self.task, self._segments, self.target, self.total)
 
     def _records(self) -> list[Record]:
@@ -385,7 +386,7 @@ def _partial(video: Source, task: Task, segments: Sequence[Segment], target: Pat
         return f"stopped; nothing was written, {again}"
     partial = target.with_name(f"{target.stem}.partial{target.suffix}")
     written = join(video, packets, task.folder.joined(), container_of(target), task.output, partly=True)
-    os.replace(task.folder.joined(), partial)
+    task.folder.leave(partial)
     for segment in segments:
         task.folder.partial(segment).unlink(missing_ok=True)
     of = "" if total is None else f" of {total}"

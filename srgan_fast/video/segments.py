@@ -27,9 +27,11 @@ from srgan_fast.errors import InputError, OutputError, UsageError
 SEGMENT_S = 10
 _VERSION = 1
 _ENDS_BYTES, _SAMPLES, _SAMPLE_BYTES = 1 << 20, 16, 1 << 16
-_MANIFEST, _LOCK, _JOINED = "manifest.json", "lock", "joined.part"
+_MANIFEST, _LOCK, _JOINED, _PARTIAL = "manifest.json", "lock", "joined.part", "partial.json"
 _UNFINISHED = re.compile(r"(\d{6})?\.[0-9a-f]{16}\.part")
-_OURS = re.compile(r"\d{6}(\.partial)?\.(nut|json)|(\d{6})?\.[0-9a-f]{16}\.part|manifest\.json|joined\.part|lock")
+_OURS = re.compile(
+    r"\d{6}(\.partial)?\.(nut|json)|(\d{6})?\.[0-9a-f]{16}\.part|(manifest|partial)\.json|joined\.part|lock"
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,19 @@ class Folder:
         """Declare a segment finished, once its file is in its place."""
         _write(self._record_path(segment), asdict(record))
 
+    def leave(self, partial: Path) -> None:
+        """Put what is joined so far beside the output, and remember that it is ours."""
+        os.replace(self.joined(), partial)
+        _write(self.path / _PARTIAL, {"name": partial.name, **_seen(partial)})
+
+    def remove_left(self) -> None:
+        """Remove what `leave` has put beside the output, if it is as it was."""
+        with suppress(OSError, ValueError, KeyError):
+            left = json.loads((self.path / _PARTIAL).read_text())
+            path = self.path.parent / Path(left.pop("name")).name
+            if left == _seen(path):
+                path.unlink()
+
     def _record_path(self, segment: Segment) -> Path:
         return self.path / f"{segment.index:06}.json"
 
@@ -142,6 +157,7 @@ class Parts:
         self._lock = self._take()
         try:
             if restart:
+                self.folder.remove_left()
                 self._clear()
             self.segments, self.threads = self._read()
         except BaseException:
@@ -214,6 +230,11 @@ class Parts:
         for name in os.listdir(self._path):
             if name != _LOCK and names.fullmatch(name):
                 (self._path / name).unlink(missing_ok=True)
+
+
+def _seen(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
