@@ -22,24 +22,40 @@ BEGIN, END = "<!-- made by bench/readme.py: begin -->", "<!-- made by bench/read
 
 
 def tables(records: dict[str, Record]) -> str:
-    """The status of every claim, and what every run in bench/results found.
+    """The claims that a record proves, and the speeds of single frames that were taken last.
 
     Raises:  ValueError where a claim or a record does not hold
     """
     for one in records.values():
         verify(one, records.values())
-    text = claim_table([judge(claim, records) for claim in load_claims()])
+    verdicts = judged(records)
+    proven = [verdict for verdict in verdicts if verdict.record is not None]
+    text = claim_table(proven)
+    if len(proven) < len(verdicts):
+        page = EVERYTHING.relative_to(ROOT).as_posix()
+        text += (
+            f"\n{len(verdicts) - len(proven)} more claims have no record yet, nearly all for want of a GPU: {page}.\n"
+        )
     if timed_together(records.values()):
         text += f"\n![speed-ups of each implementation]({PLOT.relative_to(ROOT).as_posix()})\n"
-    # A README is read: single frames there, batches, kernels and training in the page that has everything.
+    # A README is read: single frames there, batches, kernels, training and older runs in the page that has everything.
     single = [one for one in records.values() if one["suite"] in ("frame", "ceiling") and _is_single(one)]
-    return text + speeds(single) + gpu_runs(records.values())
+    return text + speeds(_last_runs(single)) + gpu_runs(records.values())
 
 
 def everything(records: dict[str, Record]) -> str:
-    """The page of all measurements."""
+    """The page of all claims and measurements."""
     head = "# Measurements\n\nMade by `python -m srgan_fast.bench.readme` from the records in `bench/results/`.\n"
-    return head + speeds(records.values())
+    claims = f"\n## Claims\n\n{claim_table(judged(records))}"
+    return head + claims + "\n## Speeds\n" + speeds(records.values())
+
+
+def judged(records: dict[str, Record]) -> list[Verdict]:
+    """What became of every claim.
+
+    Raises:  ValueError where its record does not hold it
+    """
+    return [judge(claim, records) for claim in load_claims()]
 
 
 def claim_table(verdicts: Iterable[Verdict]) -> str:
@@ -133,6 +149,16 @@ def draw(records: dict[str, Record], path: Path = PLOT) -> None:
 def _stale(one: Record) -> str:
     current = one["env"]["sources"] == source_digest(one["suite"])
     return "" if current else "; stale: the sources have changed since"
+
+
+def _last_runs(records: list[Record]) -> list[Record]:
+    """Those of the run that timed a network at a size last, on each kind of device."""
+    last = {_timed(one): one["run"] for one in records if one["suite"] == "frame"}
+    return [one for one in records if one["run"] in last.values() and last.get(_timed(one), one["run"]) == one["run"]]
+
+
+def _timed(one: Record) -> tuple[str, str, str]:
+    return one["name"], str(one.get("shape")), str(one["env"].get("gpu") or one["env"].get("cpu"))
 
 
 def _is_single(one: Record) -> bool:
