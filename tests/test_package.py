@@ -29,7 +29,7 @@ LAYERS = [
     {"backends"},
     {"upscaler", "reuse", "stream"},
     {"evaluate"},
-    {"train", "video", "vapoursynth"},
+    {"train", "video", "vapoursynth", "mos"},
     {"bench"},
     {"cli"},
     {"__main__"},

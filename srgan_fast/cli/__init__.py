@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from srgan_fast import __version__
-from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, export, pack, train, trt, upscale
+from srgan_fast.cli import bench, calibrate, check, convert, data, evaluate, export, mos, pack, train, trt, upscale
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ app.command()(export.export)
 app.command()(check.check)
 app.command()(bench.bench)
 app.add_typer(data.app, name="data")
+app.add_typer(mos.app, name="mos")
 app.add_typer(trt.app, name="trt")
 
 

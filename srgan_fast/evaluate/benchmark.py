@@ -61,7 +61,7 @@ def evaluate(
     names = protocols(protocol)
     files = images(hr_folder)
     lr_files = None if lr_folder is None else pair(files, images(lr_folder))
-    label, factor, computed, upscale = _method(method, model, weights, scale, precision)
+    label, factor, computed, upscale = chosen_method(method, model, weights, scale, precision)
 
     entries: list[dict[str, Any]] = []
     scores: dict[str, list[Score]] = {name: [] for name in names}
@@ -109,8 +109,10 @@ def images(folder: Path) -> list[Path]:
     return found
 
 
-def pair(hr_files: Sequence[Path], lr_files: Sequence[Path]) -> dict[Path, Path]:
+def pair(hr_files: Sequence[Path], lr_files: Sequence[Path], mark: str = "LR") -> dict[Path, Path]:
     """Find the LR file of each HR file: the one with the same stem, else the one called STEM_*LR*.
+
+    Another `mark` finds files of another kind in the same way, such as a method's results.
 
     Raises:  UsageError, with the names, if a file is left over or several fit
     """
@@ -123,7 +125,7 @@ def pair(hr_files: Sequence[Path], lr_files: Sequence[Path]) -> dict[Path, Path]
     strays = []
     for file in lr_files:
         # Of img and img_1, the longer stem is meant by img_1_LR.
-        fitting = [stem for stem in stems if file.stem.startswith(f"{stem}_") and "LR" in file.stem[len(stem) + 1 :]]
+        fitting = [stem for stem in stems if file.stem.startswith(f"{stem}_") and mark in file.stem[len(stem) + 1 :]]
         stem = file.stem if file.stem in stems else max(fitting, key=len, default=None)
         if stem is None:
             strays.append(file.name)
@@ -134,7 +136,7 @@ def pair(hr_files: Sequence[Path], lr_files: Sequence[Path]) -> dict[Path, Path]
         chosen = [file for file in candidates if file.stem == path.stem] or candidates
         if len(chosen) > 1:
             raise UsageError(
-                f"expected one LR file for {path.name}, got {', '.join(file.name for file in chosen)}; keep one"
+                f"expected one {mark} file for {path.name}, got {', '.join(file.name for file in chosen)}; keep one"
             )
         if chosen:
             pairs[path] = chosen[0]
@@ -142,17 +144,20 @@ def pair(hr_files: Sequence[Path], lr_files: Sequence[Path]) -> dict[Path, Path]
     alone = [path.name for path in hr_files if path not in pairs]
     if alone or strays:
         raise UsageError(
-            "expected one LR file for each HR file, of equal stem or called STEM_*LR*; "
-            f"got HR without LR: {', '.join(alone) or 'none'}; LR without HR: {', '.join(strays) or 'none'}; "
+            f"expected one {mark} file for each HR file, of equal stem or called STEM_*{mark}*; got "
+            f"HR without {mark}: {', '.join(alone) or 'none'}; {mark} without HR: {', '.join(strays) or 'none'}; "
             "rename or remove these"
         )
     return pairs
 
 
-def _method(
+def chosen_method(
     method: str | None, model: str | None, weights: Path | None, scale: int | None, precision: str
 ) -> tuple[str, int, str, Callable[[Tensor], Tensor]]:
-    """The label, scale, precision and function of the method that the options choose."""
+    """The label, scale, precision and function (uint8, [3, h, w] -> [3, h*scale, w*scale]) that the options choose.
+
+    Raises:  UsageError for options that do not fit; WeightsError for a file that holds none
+    """
     if sum(choice is not None for choice in (method, model, weights)) > 1:
         raise UsageError("expected one of --method, --model and --weights, got several; keep one")
     if scale is not None and scale < 2:
