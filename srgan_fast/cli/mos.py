@@ -157,7 +157,6 @@ def analyse(
     import json
 
     from srgan_fast.errors import OutputError
-    from srgan_fast.evaluate.report import write_text
     from srgan_fast.mos import needs
 
     needs("scipy", *(["matplotlib"] if plot is not None else []))
@@ -182,21 +181,27 @@ def analyse(
         ratings = store.ratings()
     found = run(loaded, ratings, simulation=simulation, partial=partial, screened=screened, zero_method=zero_method)
     text = json.dumps({**found, "remarks": shown.remarks(found)}, indent=2, allow_nan=False) + "\n"
-    if not only_json and json_file is not None:
-        write_text(json_file, text)
+    if json_file is not None and not only_json:
+        _write(json_file, text)
     if csv_file is not None:
-        write_text(csv_file, shown.stimuli_csv(found))
+        _write(csv_file, shown.stimuli_csv(found))
     if ratings_file is not None:
-        write_text(ratings_file, shown.ratings_csv(loaded, ratings))
+        _write(ratings_file, shown.ratings_csv(loaded, ratings))
     if plot is not None:
         shown.plot(plot, found)
     if only_json:
         print(text, end="")
         return
     _print(found, shown.who(found), shown.remarks(found))
-    for written in targets:
-        if written is not None:
-            print(f"wrote {written}")
+    for target in targets:
+        if target is not None:
+            print(f"wrote {target}")
+
+
+def _write(path: Path, text: str) -> None:
+    from srgan_fast.evaluate.report import write_text  # which loads torch
+
+    write_text(path, text)
 
 
 def _print(found: Mapping[str, Any], who: str, remarks: list[str]) -> None:

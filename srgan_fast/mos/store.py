@@ -248,9 +248,8 @@ class Store:
             rows = self._connection.execute(query).fetchall()
         found = []
         for row in rows:
-            elapsed_ms, width, height, ratio, zoom, fits, rated_utc = row[7:]
-            seen = Circumstances(elapsed_ms, width, height, ratio, zoom, bool(fits))
-            found.append(Rating(*row[:7], circumstances=seen, rated_utc=rated_utc))
+            seen = Circumstances(*(*row[7:12], bool(row[12])))
+            found.append(Rating(*(*row[:7], seen, row[13])))
         return found
 
     def count(self) -> tuple[int, int]:
