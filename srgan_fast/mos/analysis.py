@@ -7,7 +7,6 @@ al. 2017, section 3.3 and appendix A.3 (Wilcoxon's signed-rank test over pairs, 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,8 +22,8 @@ from srgan_fast.mos.study import REFERENCE, Study
 
 ZERO_METHODS = ("pratt", "wilcox")
 
-# Up to here every assignment of signs is counted: exact, ties or not. 2**13 of them.
-_ENUMERATED = 13
+# Up to so many differences Wilcoxon's p is exact: their 2**50 assignments of signs are still whole numbers in float64.
+_EXACT = 50
 
 Floats = NDArray[np.float64]
 
@@ -228,10 +227,10 @@ def _tests(scores: _Scores, zero_method: str) -> dict[str, Any]:
 
 
 def wilcoxon(differences: Floats, zero_method: str = "pratt") -> dict[str, Any]:
-    """Wilcoxon's signed-rank test of paired differences, two-sided, by scipy.
+    """Wilcoxon's signed-rank test of paired differences, two-sided.
 
-    Up to 13 differences every assignment of signs is counted, so that ties and zeros leave p exact; beyond, p is exact
-    up to 50 without ties and zeros, and by the normal approximation otherwise. p is 1 where nothing differs.
+    Up to 50 differences p is exact, ties and zeros or not: every assignment of signs is counted; scipy does that only
+    without ties. Beyond, it is scipy's normal approximation. p is 1 where nothing differs.
     """
     # Means of whole scores that are equal on paper may differ in the last bit, which would break ties.
     differences = np.round(differences, 9)
@@ -240,17 +239,27 @@ def wilcoxon(differences: Floats, zero_method: str = "pratt") -> dict[str, Any]:
     found = {"n": count, "zeros": zeros, "mean_difference": _mean(differences)}
     if zeros == count:
         return {**found, "statistic": 0.0, "p": 1.0, "computed": "nothing differs"}
-    sizes = np.abs(differences)
-    method: Any = "approx"
-    computed = "normal approximation"
-    if count <= _ENUMERATED:
-        method, computed = stats.PermutationMethod(n_resamples=2**_ENUMERATED), "exact, all signs"
-    elif count <= 50 and not zeros and len(np.unique(sizes)) == count:
-        method, computed = "exact", "exact"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a normal approximation that is computed beside the signs and not used
-        result = stats.wilcoxon(differences, zero_method=zero_method, alternative="two-sided", method=method)
-    return {**found, "statistic": float(result.statistic), "p": float(result.pvalue), "computed": computed}
+    if count > _EXACT:
+        result = stats.wilcoxon(differences, zero_method=zero_method, alternative="two-sided", method="approx")
+        return {
+            **found,
+            "statistic": float(result.statistic),
+            "p": float(result.pvalue),
+            "computed": "normal approximation",
+        }
+    if zero_method == "wilcox":
+        differences = differences[differences != 0]
+    # Twice the ranks, which ties make halves of; Pratt ranks zeros too, and then leaves them out of the sums.
+    doubled = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)
+    ranks = doubled[differences != 0]
+    positive = int(doubled[differences > 0].sum())
+    ways = np.zeros(ranks.sum() + 1)  # to reach each sum by choosing the positive ones; whole numbers below 2**53
+    ways[0] = 1
+    for rank in ranks:
+        ways[rank:] += ways[:-rank].copy()
+    smaller = min(positive, int(ranks.sum()) - positive)
+    p = min(1.0, 2 * float(ways[: smaller + 1].sum()) / 2.0 ** len(ranks))
+    return {**found, "statistic": smaller / 2, "p": p, "computed": "exact"}
 
 
 def holm(values: Sequence[float]) -> list[float]:
