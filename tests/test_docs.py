@@ -16,12 +16,16 @@ import typer
 from clips import make
 from layouts import DIALECTS, foreign
 from PIL import Image
+from raters import simulate
 from torch.distributed.run import get_args_parser
 
 from srgan_fast.cli import app
+from srgan_fast.errors import Interrupted
 from srgan_fast.export import onnx_bytes
 from srgan_fast.features import VGG19
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.mos import study as mos_study
+from srgan_fast.mos.store import Store
 from srgan_fast.weights import load, save
 
 Run = Callable[..., tuple[int, str, str]]
@@ -42,6 +46,7 @@ SHORTER = {
     "trt check": ("--device", "cpu"),
     "trt clean": ("--device", "cpu"),
     "trt list": ("--device", "cpu"),
+    "mos analyse": ("--simulation",),
 }
 
 
@@ -98,6 +103,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in ("photos", "Set5"):
         picture(tmp_path / place / "a.png", 48, 40)
         picture(tmp_path / place / "bc.png", 40, 44)
+    picture(tmp_path / "srcnn" / "a.png", 48, 40)
+    picture(tmp_path / "srcnn" / "bc.png", 40, 44)
+    for name in ("other.png", "another.png"):
+        picture(tmp_path / "others" / name, 40, 40)
     make(tmp_path / "clip.mp4", size=(16, 16), times=range(3))
     checkpoint(tmp_path / "SRGAN.pth")
     checkpoint(tmp_path / "netG.pth")
@@ -117,6 +126,15 @@ def engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def rate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What happens while the page is shown: two raters come, and then Ctrl-C."""
+    study = mos_study.load(folder)
+    with Store(study.ratings_file, study) as store:
+        for score in (3, 4):
+            simulate(study, store, lambda showing, score=score: score)  # type: ignore[misc]
+    monkeypatch.setattr("srgan_fast.mos.server.serve", lambda app, listener, stop: None)
 
 
 def targets() -> set[str]:
@@ -143,7 +161,9 @@ def test_python(block: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_sh(block: str, folder: Path, run: Run, request: pytest.FixtureRequest) -> None:
+def test_sh(
+    block: str, folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """Line after line, because later ones use what earlier ones made."""
     if "srgan-fast trt " in block:
         request.getfixturevalue("engines")
@@ -162,6 +182,10 @@ def test_sh(block: str, folder: Path, run: Run, request: pytest.FixtureRequest) 
             assert (started.module, started.training_script) == (True, "srgan_fast"), line
             words = ["srgan-fast", *started.training_script_args]
         assert words[0] == "srgan-fast", f"no test knows how to run: {line}"
+        if words[1:3] == ["mos", "serve"]:
+            rate(folder / words[3], monkeypatch)
+            assert run(*words[1:])[0] == Interrupted.exit_code
+            continue
         code, _, err = run(*words[1:], *SHORTER.get(" ".join(words[1:3]), SHORTER.get(words[1], ())))
         assert code == 0, f"{line}\n{err}"
         for word in words[2:]:

@@ -412,20 +412,24 @@ def test_the_command_ends_in_good_order(prepared: Study, number: signal.Signals)
         assert re.fullmatch(rf"srgan-fast: stopped; {before + 2} ratings by .* in .*\n", server.stderr.read())
 
 
-def test_the_command_asks_for_a_token_where_others_can_reach_it(prepared: Study) -> None:
-    command = [sys.executable, "-m", "srgan_fast", "mos", "serve", str(prepared.folder), "--port", "0"]
-    with subprocess.Popen(
-        [*command, "--host", "0.0.0.0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as s:
-        assert s.stdout is not None
-        s.stdout.readline()
-        address = s.stdout.readline()
+@pytest.mark.parametrize("options", [("--host", "0.0.0.0"), ("--name", "Rate.example")])
+def test_the_command_asks_for_a_token_where_others_can_reach_it(prepared: Study, options: tuple[str, str]) -> None:
+    command = [sys.executable, "-m", "srgan_fast", "mos", "serve", str(prepared.folder), "--port", "0", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        address = server.stdout.readline()
         assert address.endswith(f"/?access={access_token(prepared)}\n")
-        assert "whoever has this address can rate" in s.stdout.readline()
-        with Client(int(re.search(r":(\d+)/", address)[1])) as client:  # type: ignore[index]
-            assert client.raw("GET", "/")[0] == 403
-        s.send_signal(signal.SIGTERM)
-        assert s.wait(30) == 130
+        assert "0.0.0.0" not in address
+        assert "whoever has this address can rate" in server.stdout.readline()
+        port = int(re.search(r":(\d+)/", address)[1])  # type: ignore[index]
+        for name, status in (("rate.example", 303), ("evil.example", 421 if "--name" in options else 303)):
+            with Client(port) as client:
+                assert client.raw("GET", "/")[0] == 403
+                path = address.rstrip().rpartition("/")[2]
+                assert client.raw("GET", f"/{path}", headers={"Host": name})[0] == status
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(30) == 130
 
 
 def test_what_cannot_be_served(prepared: Study, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,12 @@ def test_wheel_is_pure_python_even_where_nvcc_is(wheel: Path) -> None:
 
 def test_wheel_has_what_it_needs_and_no_records(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    for wanted in ("srgan_fast/py.typed", "srgan_fast/kernels/parity.py", "srgan_fast/bench/record.py"):
+    for wanted in (
+        "srgan_fast/py.typed",
+        "srgan_fast/kernels/parity.py",
+        "srgan_fast/bench/record.py",
+        "srgan_fast/mos/page.html",
+    ):
         assert wanted in names
     # Kernels for Hopper are compiled where they run, from their sources.
     sources = [*(ROOT / "kernels").rglob("*.cu"), *(ROOT / "kernels").rglob("*.cuh")]

@@ -95,6 +95,8 @@ def serve(
     ] = None,
 ) -> None:
     """Show the page on which people rate, until Ctrl-C. Ratings are kept in the study's folder."""
+    from socket import gethostname
+
     from srgan_fast.errors import Interrupted
     from srgan_fast.mos import needs
 
@@ -112,7 +114,7 @@ def serve(
         alone = is_loopback(host)
         access = None if alone and not name else access_token(loaded)
         with Store(loaded.ratings_file, loaded) as store, listen(host, port) as listener:
-            shown = f"[{host}]" if ":" in host else host
+            shown = gethostname() if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
             address = f"http://{shown}:{listener.getsockname()[1]}/"
             print(f"{len(loaded.images)} images, {loaded.ratings_a_rater} ratings a rater; so far {_so_far(store)}")
             print(f"rate at {address}" + ("" if access is None else f"?access={access}"), flush=True)
@@ -211,6 +213,8 @@ def _print(found: Mapping[str, Any], who: str, remarks: list[str]) -> None:
 
     console = Console()
     simulated = found["kind"] == "simulation"
+    if simulated:
+        print(remarks.pop(0))  # before any figure
     kind = "simulated scores, no opinions" if simulated else "mean opinion scores"
     table = Table(title=f"{kind}, x{found['scale']}: {who}", title_justify="left")
     table.add_column("method", overflow="fold")

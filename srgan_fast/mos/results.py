@@ -144,7 +144,8 @@ def plot(path: Path, results: Mapping[str, Any]) -> None:
         scores.plot([low, high], [height, height], color="#3b6ea5", linewidth=2)
         scores.plot([row["mos"]], [height], color="#3b6ea5", marker="o")
         scores.annotate(f"{row['mos']:.2f}", (row["mos"], height), (0, 7), textcoords="offset points", ha="center")
-    scores.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    names = [row["name"].replace("$", r"\$") for row in rows]  # matplotlib takes what is between two for a formula
+    scores.set_yticks(range(len(rows)), names)
     scores.set_ylim(-0.5, len(rows) - 0.5)
     scores.set_xlim(0.8, 5.2)
     scores.set_xticks(list(LABELS), [f"{score}\n{label}" for score, label in LABELS.items()])
@@ -159,7 +160,7 @@ def plot(path: Path, results: Mapping[str, Any]) -> None:
         bars.set_xlim(0.4, 5.6)
         bars.set_xticks(list(LABELS))
         bars.set_yticks([])
-        bars.set_ylabel(row["name"], rotation=0, ha="right", va="center")
+        bars.set_ylabel(names[height], rotation=0, ha="right", va="center")
         bars.tick_params(labelbottom=height == 0)
     figure.suptitle(f"{SIMULATION}\n{who(results)}" if simulated else who(results), fontsize=10)
     kind = path.suffix.lower()[1:]
