@@ -135,7 +135,9 @@ def _so_far(store: Any) -> str:
 @app.command()
 def analyse(
     study: _Folder,
-    zero_method: Annotated[str, typer.Option(help="What Wilcoxon's test does with ties: pratt or wilcox.")] = "pratt",
+    zero_method: Annotated[
+        str, typer.Option(help="What Wilcoxon's test does with equal scores: pratt or wilcox.")
+    ] = "pratt",
     screened: Annotated[bool, typer.Option("--screened", help="Leave out whom BT.500's screening rejects.")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="Take raters in who did not finish.")] = False,
     simulation: Annotated[

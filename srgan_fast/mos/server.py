@@ -144,7 +144,7 @@ class _Pages:
         self._study, self._store = study, store
         self._cookie = f"mos_rater_{study.digest[:8]}"
         self._page = (files("srgan_fast.mos") / "page.html").read_text("utf-8")
-        self._showings = lru_cache(maxsize=1024)(self._index)
+        self._showings = lru_cache(maxsize=128)(self._index)
         self.policy = _policy(self._page)
 
     def _index(self, key: str) -> tuple[list[Showing], dict[str, Showing]]:
