@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from raters import AS_JSON, Client, rating, running, small_study, wait_for
+from raters import AS_JSON, Client, rating, running, small_study
 
 from srgan_fast import mos
 from srgan_fast.errors import InputError
@@ -367,6 +369,9 @@ def test_the_access_token(prepared: Study, tmp_path: Path) -> None:
             client.join()
             client.cookie = f"{access}; {client.cookie}"
             assert client.get("/api/state")["position"] == 0
+            for wrong in ("", token[:-1], "x" * 32):
+                with Client(port, f"{access.partition('=')[0]}={wrong}") as stranger:
+                    assert stranger.raw("GET", "/api/state")[0] == 403
         with Client(port, client.cookie.partition("; ")[2]) as client:
             assert client.raw("GET", "/api/state")[0] == 403, "a rater's token is no access token"
 
@@ -445,17 +450,26 @@ def test_what_cannot_be_served(prepared: Study, run: Run, monkeypatch: pytest.Mo
     assert "starlette and uvicorn not installed; pip install 'srgan-fast[mos]'" in err
 
 
-def test_stopping_waits_for_what_is_being_answered(prepared: Study, tmp_path: Path) -> None:
+def test_stopping_waits_for_what_is_being_answered(
+    prepared: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Store(tmp_path / "r.sqlite", prepared) as store:
+        arrived, keep = threading.Event(), store.rate
+
+        def rate(*arguments: Any) -> None:
+            arrived.set()
+            time.sleep(0.5)  # a slow disk
+            keep(*arguments)
+
+        monkeypatch.setattr(store, "rate", rate)
         with running(prepared, store) as port, Client(port) as client:
             state = client.join()
-            store._lock.acquire()  # a slow disk
-            result: list[int] = []
             body = json.dumps(rating(state, state["expected"])).encode()
+            result: list[int] = []
             thread = threading.Thread(target=lambda: result.append(client.raw("POST", "/api/rating", body, AS_JSON)[0]))
             thread.start()
-            wait_for(lambda: thread.is_alive())
-            threading.Timer(0.5, store._lock.release).start()
+            assert arrived.wait(30)
+            assert result == []
         thread.join()
         assert result == [200]
         assert store._connection.execute("SELECT count(*) FROM ratings").fetchone() == (1,)

@@ -109,8 +109,7 @@ def _chosen(
             f"expected raters who finished, got none: {len(of_kind)} began; wait for them, or give --partial"
         )
     kept = set(of_kind) if partial else finished
-    chosen = [rating for rating in ratings if rating.origin == wanted and rating.rater in kept]
-    return chosen, {
+    return [rating for rating in ratings if rating.rater in kept], {
         "finished": len(finished),
         "unfinished": len(of_kind) - len(finished),
         "other_kind": other,

@@ -197,7 +197,7 @@ class _Pages:
         return JSONResponse(self._situation(rater, back=request.query_params.get("back") == "1"))
 
     def picture(self, request: Request) -> Response:
-        """A picture, for the rater alone who has come to it, or to the one before it."""
+        """A picture, for the rater alone who has come to it, or comes to it next."""
         rater = self._rater(request)
         showing = self._showings(rater.key)[1].get(request.path_params["address"])
         if showing is None or showing.position > self._store.done(rater) + 1:
