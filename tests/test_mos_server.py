@@ -462,7 +462,8 @@ def test_stopping_waits_for_what_is_being_answered(
             keep(*arguments)
 
         monkeypatch.setattr(store, "rate", rate)
-        with running(prepared, store) as port, Client(port) as client:
+        with running(prepared, store) as port:
+            client = Client(port)  # which stays until the answer has been read
             state = client.join()
             body = json.dumps(rating(state, state["expected"])).encode()
             result: list[int] = []
@@ -470,6 +471,7 @@ def test_stopping_waits_for_what_is_being_answered(
             thread.start()
             assert arrived.wait(30)
             assert result == []
-        thread.join()
+        with client:
+            thread.join()
         assert result == [200]
         assert store._connection.execute("SELECT count(*) FROM ratings").fetchone() == (1,)
