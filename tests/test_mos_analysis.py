@@ -328,6 +328,8 @@ def test_who_did_not_finish() -> None:
     assert found["B"]["dmos"] == pytest.approx(5 - (4 + 2 + 3 + 3 + 3) / 5)
     assert found["A"]["rank"] == pytest.approx((2 + 1.5 + 2 + 2) / 4)
     assert results["tests"]["by_rating"][1]["n"] == 5
+    # HR - B by image, of those who rated both: image 0 of three raters 4 3 3, image 1 of two 2 3.
+    assert results["tests"]["by_image"][1]["mean_difference"] == pytest.approx((10 / 3 + 5 / 2) / 2)
     with pytest.raises(InputError, match="1 began"):
         analyse(study, [rating for rating in ratings if rating.rater == "r2browser"])
     alone = analyse(study, [rating for rating in ratings if rating.rater == "r2browser"], partial=True)

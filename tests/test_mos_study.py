@@ -71,7 +71,7 @@ def test_every_version_is_what_its_method_makes(tmp_path: Path, tiny: Path) -> N
         assert torch.equal(read_rgb(loaded.path(stimulus)), crop(expected, 32, 36))
         assert (stimulus.width, stimulus.height) == (32, 36)
     assert {(s.method, s.expected) for s in loaded.calibration} == {("nearest", 1), ("HR", 5)}
-    assert study.stimuli == loaded.stimuli
+    assert study == loaded
     loaded.verify()
 
 

@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from srgan_fast.mos.store import Store
+
 app = typer.Typer(help="Collect and analyse mean opinion scores, blind and as in the paper.", no_args_is_help=True)
 
 _Folder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.", readable=False)]
@@ -127,7 +129,7 @@ def serve(
             raise Interrupted(f"stopped; {_so_far(store)} in {loaded.ratings_file}")
 
 
-def _so_far(store: Any) -> str:
+def _so_far(store: Store) -> str:
     raters, ratings = store.count()
     return f"{ratings} rating{'s' * (ratings != 1)} by {raters} rater{'s' * (raters != 1)}"
 

@@ -141,7 +141,7 @@ def _methods(scores: _Scores, made_by: Mapping[str, str]) -> list[dict[str, Any]
                 "made_by": made_by[name],
                 "counts": {str(score): int((values == score).sum()) for score in range(1, 6)},
                 **_opinion(values),
-                "ci95_by_image": _interval(_image_means(scores.values)[:, index]),
+                "ci95_by_image": _interval(_means(scores.values[:, :, index])),
                 "dmos": _mean(_given(differences[:, :, index])),
                 "dmos_ci95": _interval(_given(differences[:, :, index])),
                 "rank": _mean(_given(ranks[:, :, index])),
@@ -187,8 +187,8 @@ def _interval(values: Floats) -> list[float] | None:
     return [centre - half, centre + half]
 
 
-def _image_means(values: Floats) -> Floats:
-    """Means over raters: [raters, images, methods] -> [images, methods], NaN where nobody rated."""
+def _means(values: Floats) -> Floats:
+    """Means over raters, the first axis; NaN where nobody rated."""
     there = (~np.isnan(values)).sum(axis=0)
     return np.where(there > 0, np.nansum(values, axis=0) / np.maximum(there, 1), np.nan)
 
@@ -208,21 +208,24 @@ def _ranks(values: Floats) -> Floats:
 def _tests(scores: _Scores, zero_method: str) -> dict[str, Any]:
     """Every pair of methods, by (image, rater) as Ledig et al. did it, and by image, whose scores are independent."""
     pairs = list(combinations(range(len(scores.methods)), 2))
-    means = _image_means(scores.values)
-    found: dict[str, Any] = {"test": "Wilcoxon signed-rank, two-sided, paired", "zero_method": zero_method}
-    found |= {"correction": "Holm", "comparisons": len(pairs), "smallest_p_by_image": 2.0 ** (1 - len(scores.images))}
-    for unit, values in (("by_rating", scores.values.reshape(-1, len(scores.methods))), ("by_image", means)):
-        rows = [
-            {
-                "a": scores.methods[first],
-                "b": scores.methods[second],
-                **wilcoxon(_given(values[:, first] - values[:, second]), zero_method),
-            }
-            for first, second in pairs
-        ]
-        corrected = holm([row["p"] for row in rows])
-        found[unit] = [{**row, "p_holm": p} for row, p in zip(rows, corrected, strict=True)]
-    return found
+    rows: dict[str, list[dict[str, Any]]] = {"by_rating": [], "by_image": []}
+    for first, second in pairs:
+        # Of raters who rated both alone: the difference of two means over different raters would be theirs.
+        differences = scores.values[:, :, first] - scores.values[:, :, second]
+        for unit, values in (("by_rating", differences.ravel()), ("by_image", _means(differences))):
+            names = {"a": scores.methods[first], "b": scores.methods[second]}
+            rows[unit].append({**names, **wilcoxon(_given(values), zero_method)})
+    for found in rows.values():
+        for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+            row["p_holm"] = p
+    return {
+        "test": "Wilcoxon signed-rank, two-sided, paired",
+        "zero_method": zero_method,
+        "correction": "Holm",
+        "comparisons": len(pairs),
+        "smallest_p_by_image": 2.0 ** (1 - len(scores.images)),
+        **rows,
+    }
 
 
 def wilcoxon(differences: Floats, zero_method: str = "pratt") -> dict[str, Any]:

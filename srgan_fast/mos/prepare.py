@@ -23,7 +23,7 @@ from srgan_fast.evaluate.benchmark import METHODS, chosen_method, images, pair, 
 from srgan_fast.evaluate.sets import digest
 from srgan_fast.image import read_rgb
 from srgan_fast.mos.order import can_be_apart
-from srgan_fast.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name
+from srgan_fast.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name, load
 from srgan_fast.resize import imresize_down, nearest_up
 from srgan_fast.weights import bundled
 
@@ -126,7 +126,7 @@ def prepare(
     finally:
         with suppress(OSError):
             shutil.rmtree(part)
-    return study, remarks
+    return load(target), remarks
 
 
 def _sources(methods: Sequence[str], files: Sequence[Path], scale: int | None) -> tuple[list[_Source], int, list[str]]:
