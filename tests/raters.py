@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from srgan_fast.mos.order import Showing, showings
-from srgan_fast.mos.prepare import prepare
-from srgan_fast.mos.server import application, listen, serve
-from srgan_fast.mos.store import Circumstances, Origin, Store
-from srgan_fast.mos.study import Study, load
+from srgan_fast.evaluate.mos.order import Showing, showings
+from srgan_fast.evaluate.mos.prepare import prepare
+from srgan_fast.evaluate.mos.server import application, listen, serve
+from srgan_fast.evaluate.mos.store import Circumstances, Origin, Store
+from srgan_fast.evaluate.mos.study import Study, load
 
 SEEN = Circumstances(elapsed_ms=900, width=1280, height=720, ratio=1.25, zoom=1.0, fits=True)
 AS_JSON = {"Content-Type": "application/json"}

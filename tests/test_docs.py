@@ -21,11 +21,11 @@ from torch.distributed.run import get_args_parser
 
 from srgan_fast.cli import app
 from srgan_fast.errors import Interrupted
+from srgan_fast.evaluate.mos import study as mos_study
+from srgan_fast.evaluate.mos.store import Store
 from srgan_fast.export import onnx_bytes
 from srgan_fast.features import VGG19
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.mos import study as mos_study
-from srgan_fast.mos.store import Store
 from srgan_fast.weights import load, save
 
 Run = Callable[..., tuple[int, str, str]]
@@ -134,7 +134,7 @@ def rate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store(study.ratings_file, study) as store:
         for score in (3, 4):
             simulate(study, store, lambda showing, score=score: score)  # type: ignore[misc]
-    monkeypatch.setattr("srgan_fast.mos.server.serve", lambda app, listener, stop: None)
+    monkeypatch.setattr("srgan_fast.evaluate.mos.server.serve", lambda app, listener, stop: None)
 
 
 def targets() -> set[str]:

@@ -20,10 +20,10 @@ from raters import SEEN, simulate, small_study
 from scipy import stats
 
 from srgan_fast.errors import InputError, UsageError
-from srgan_fast.mos.analysis import analyse, holm, screen, wilcoxon
-from srgan_fast.mos.results import plot, ratings_csv, remarks, stimuli_csv, who
-from srgan_fast.mos.store import Origin, Rating, Store
-from srgan_fast.mos.study import Method, Stimulus, Study
+from srgan_fast.evaluate.mos.analysis import analyse, holm, screen, wilcoxon
+from srgan_fast.evaluate.mos.results import plot, ratings_csv, remarks, stimuli_csv, who
+from srgan_fast.evaluate.mos.store import Origin, Rating, Store
+from srgan_fast.evaluate.mos.study import Method, Stimulus, Study
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -435,7 +435,7 @@ def test_options_that_cannot_be(rated: Study, run: Run, options: list[str], code
 
 
 def test_without_scipy(rated: Study, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("srgan_fast.mos.find_spec", lambda name: None if name == "scipy" else object())
+    monkeypatch.setattr("srgan_fast.evaluate.mos.find_spec", lambda name: None if name == "scipy" else object())
     code, _, err = run("mos", "analyse", rated.folder)
     assert code == 3
     assert "scipy not installed; pip install 'srgan-fast[mos]'" in err

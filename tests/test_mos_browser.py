@@ -24,12 +24,12 @@ import pytest
 from PIL import Image
 from raters import wait_for
 
-from srgan_fast.mos import LABELS
-from srgan_fast.mos.analysis import analyse
-from srgan_fast.mos.order import Showing, showings
-from srgan_fast.mos.prepare import prepare
-from srgan_fast.mos.store import Store
-from srgan_fast.mos.study import Study, load
+from srgan_fast.evaluate.mos import LABELS
+from srgan_fast.evaluate.mos.analysis import analyse
+from srgan_fast.evaluate.mos.order import Showing, showings
+from srgan_fast.evaluate.mos.prepare import prepare
+from srgan_fast.evaluate.mos.store import Store
+from srgan_fast.evaluate.mos.study import Study, load
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):

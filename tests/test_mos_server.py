@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from raters import AS_JSON, Client, rating, running, small_study
 
-from srgan_fast import mos
 from srgan_fast.errors import InputError
-from srgan_fast.mos.order import showings
-from srgan_fast.mos.server import access_token, listen
-from srgan_fast.mos.store import Rater, Store
-from srgan_fast.mos.study import Study
+from srgan_fast.evaluate import mos
+from srgan_fast.evaluate.mos.order import showings
+from srgan_fast.evaluate.mos.server import access_token, listen
+from srgan_fast.evaluate.mos.store import Rater, Store
+from srgan_fast.evaluate.mos.study import Study
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -444,7 +444,7 @@ def test_what_cannot_be_served(prepared: Study, run: Run, monkeypatch: pytest.Mo
         assert "give another --port" in err
     with pytest.raises(InputError, match="cannot listen on"):
         listen("no such host", 0)
-    monkeypatch.setattr("srgan_fast.mos.find_spec", lambda name: None)
+    monkeypatch.setattr("srgan_fast.evaluate.mos.find_spec", lambda name: None)
     code, _, err = run("mos", "serve", prepared.folder)
     assert code == 3
     assert "starlette and uvicorn not installed; pip install 'srgan-fast[mos]'" in err

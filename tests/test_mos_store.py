@@ -16,9 +16,9 @@ import pytest
 from raters import SEEN, Client, simulate, small_study, wait_for
 
 from srgan_fast.errors import InputError, OutputError
-from srgan_fast.mos.order import showings
-from srgan_fast.mos.store import OutOfTurn, Store
-from srgan_fast.mos.study import Study, load
+from srgan_fast.evaluate.mos.order import showings
+from srgan_fast.evaluate.mos.store import OutOfTurn, Store
+from srgan_fast.evaluate.mos.study import Study, load
 
 KILLS = 20 if os.environ.get("SRGAN_FAST_SOAK") == "1" else 2
 

@@ -20,10 +20,10 @@ from PIL import Image
 from raters import originals, photo, small_study
 
 from srgan_fast.errors import InputError, OutputError, UsageError
+from srgan_fast.evaluate.mos.order import can_be_apart, showings
+from srgan_fast.evaluate.mos.prepare import prepare
+from srgan_fast.evaluate.mos.study import Method, Stimulus, Study, load
 from srgan_fast.image import read_rgb
-from srgan_fast.mos.order import can_be_apart, showings
-from srgan_fast.mos.prepare import prepare
-from srgan_fast.mos.study import Method, Stimulus, Study, load
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 from srgan_fast.upscaler import Upscaler
 
@@ -269,7 +269,7 @@ def test_a_disk_that_fills_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     def full(source: object, target: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr("srgan_fast.mos.prepare.os.rename", full)
+    monkeypatch.setattr("srgan_fast.evaluate.mos.prepare.os.rename", full)
     with pytest.raises(OutputError, match="No space left"):
         prepare(tmp_path / "hr", tmp_path / "study", ["bicubic"])
     assert [path.name for path in tmp_path.iterdir()] == ["hr"]

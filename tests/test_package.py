@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import time
 import venv
 import zipfile
 from pathlib import Path
@@ -29,7 +28,7 @@ LAYERS = [
     {"backends"},
     {"upscaler", "reuse", "stream"},
     {"evaluate"},
-    {"train", "video", "vapoursynth", "mos"},
+    {"train", "video", "vapoursynth"},
     {"bench"},
     {"cli"},
     {"__main__"},
@@ -51,15 +50,13 @@ def test_help_loads_nothing_heavy_and_is_quick() -> None:
         "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code\n"
         "print([m for m in ('torch', 'triton', 'av') if m in sys.modules])"
     )
-    # The best of three: a loaded machine may be slow once, a heavy import is slow every time.
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        result = run(code)
-        seconds.append(time.perf_counter() - start)
-        assert result.returncode == 0, result.stderr
-        assert result.stdout.strip().endswith("[]")
-    assert min(seconds) < 0.5
+    before = os.times()
+    result = run(code)
+    after = os.times()
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip().endswith("[]")
+    # Of the processor, not of the clock: other tests keep it busy.
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
 
 
 def test_the_module_is_the_command() -> None:
@@ -138,7 +135,7 @@ def test_wheel_has_what_it_needs_and_no_records(wheel: Path) -> None:
         "srgan_fast/py.typed",
         "srgan_fast/kernels/parity.py",
         "srgan_fast/bench/record.py",
-        "srgan_fast/mos/page.html",
+        "srgan_fast/evaluate/mos/page.html",
     ):
         assert wanted in names
     # Kernels for Hopper are compiled where they run, from their sources.

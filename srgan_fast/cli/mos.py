@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from srgan_fast.mos.store import Store
+    from srgan_fast.evaluate.mos.store import Store
 
 app = typer.Typer(help="Collect and analyse mean opinion scores, blind and as in the paper.", no_args_is_help=True)
 
@@ -51,7 +51,7 @@ def prepare(
 
     from srgan_fast.cli.sizes import parse_size
     from srgan_fast.errors import Interrupted
-    from srgan_fast.mos.prepare import prepare as run
+    from srgan_fast.evaluate.mos.prepare import prepare as run
 
     cut = None if size is None else parse_size("--size", size)
     try:
@@ -100,14 +100,14 @@ def serve(
     from socket import gethostname
 
     from srgan_fast.errors import Interrupted
-    from srgan_fast.mos import needs
+    from srgan_fast.evaluate.mos import needs
 
     needs("starlette", "uvicorn")
 
-    from srgan_fast.mos.server import access_token, application, is_loopback, listen
-    from srgan_fast.mos.server import serve as run
-    from srgan_fast.mos.store import Store
-    from srgan_fast.mos.study import load
+    from srgan_fast.evaluate.mos.server import access_token, application, is_loopback, listen
+    from srgan_fast.evaluate.mos.server import serve as run
+    from srgan_fast.evaluate.mos.store import Store
+    from srgan_fast.evaluate.mos.study import load
     from srgan_fast.stop import stop_requests
 
     with stop_requests() as stopped:
@@ -163,14 +163,14 @@ def analyse(
     import json
 
     from srgan_fast.errors import OutputError
-    from srgan_fast.mos import needs
+    from srgan_fast.evaluate.mos import needs
 
     needs("scipy", *(["matplotlib"] if plot is not None else []))
 
-    from srgan_fast.mos import results as shown
-    from srgan_fast.mos.analysis import analyse as run
-    from srgan_fast.mos.store import Store
-    from srgan_fast.mos.study import load
+    from srgan_fast.evaluate.mos import results as shown
+    from srgan_fast.evaluate.mos.analysis import analyse as run
+    from srgan_fast.evaluate.mos.store import Store
+    from srgan_fast.evaluate.mos.study import load
 
     only_json = json_file is not None and str(json_file) == "-"
     targets = [None if only_json else json_file, csv_file, ratings_file, plot]

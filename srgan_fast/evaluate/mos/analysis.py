@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from srgan_fast.errors import InputError, UsageError
-from srgan_fast.mos.store import Rating
-from srgan_fast.mos.study import REFERENCE, Study
+from srgan_fast.evaluate.mos.store import Rating
+from srgan_fast.evaluate.mos.study import REFERENCE, Study
 
 ZERO_METHODS = ("pratt", "wilcox")
 

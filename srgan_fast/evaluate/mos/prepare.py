@@ -20,10 +20,10 @@ from torch import Tensor
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, SRGANFastError, UsageError
 from srgan_fast.evaluate.benchmark import METHODS, chosen_method, images, pair, pixels
+from srgan_fast.evaluate.mos.order import can_be_apart
+from srgan_fast.evaluate.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name, load
 from srgan_fast.evaluate.sets import digest
 from srgan_fast.image import read_rgb
-from srgan_fast.mos.order import can_be_apart
-from srgan_fast.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name, load
 from srgan_fast.resize import imresize_down, nearest_up
 from srgan_fast.weights import bundled
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError, UsageError
-from srgan_fast.mos import LABELS
-from srgan_fast.mos.store import Rating
-from srgan_fast.mos.study import Study
+from srgan_fast.evaluate.mos import LABELS
+from srgan_fast.evaluate.mos.store import Rating
+from srgan_fast.evaluate.mos.study import Study
 
 PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 SIMULATION = "SIMULATION, no opinion scores: these ratings were made by programs"

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Literal, Self
 
 from srgan_fast.errors import InputError, OutputError
-from srgan_fast.mos.order import Showing
-from srgan_fast.mos.study import Study
+from srgan_fast.evaluate.mos.order import Showing
+from srgan_fast.evaluate.mos.study import Study
 
 Origin = Literal["browser", "simulated"]
 

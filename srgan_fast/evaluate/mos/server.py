@@ -27,9 +27,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from srgan_fast.errors import InputError, OutputError
-from srgan_fast.mos.order import Showing, showings
-from srgan_fast.mos.store import Circumstances, OutOfTurn, Rater, Store
-from srgan_fast.mos.study import Study
+from srgan_fast.evaluate.mos.order import Showing, showings
+from srgan_fast.evaluate.mos.store import Circumstances, OutOfTurn, Rater, Store
+from srgan_fast.evaluate.mos.study import Study
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class _Pages:
     def __init__(self, study: Study, store: Store) -> None:
         self._study, self._store = study, store
         self._cookie = f"mos_rater_{study.digest[:8]}"
-        self._page = (files("srgan_fast.mos") / "page.html").read_text("utf-8")
+        self._page = (files("srgan_fast.evaluate.mos") / "page.html").read_text("utf-8")
         self._showings = lru_cache(maxsize=128)(self._index)
         self.policy = _policy(self._page)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from srgan_fast.mos.study import Phase, Stimulus, Study
+from srgan_fast.evaluate.mos.study import Phase, Stimulus, Study
 
 
 @dataclass(frozen=True)
