@@ -125,8 +125,9 @@ def hold(upscaler: Upscaler, height: int, width: int, examples: int, dtype: torc
     state = {"frame": noise(height, width, 3, dtype=dtype)}
     reuse(state["frame"])
 
+    # By the seed 0 that the frame has the first pattern of all, one pixel in the corner, would change nothing.
     @settings(max_examples=examples, deadline=None, database=None)
-    @given(patches=st.lists(st.tuples(sides, sides, sides, sides), min_size=1, max_size=3), seed=st.integers(0, 1000))
+    @given(patches=st.lists(st.tuples(sides, sides, sides, sides), min_size=1, max_size=3), seed=st.integers(1, 1000))
     def holds(patches: list[Patch], seed: int) -> None:
         frame = changed(state["frame"], patches, seed)
         state["frame"] = frame
