@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import html
 import http.server
 import json
 import math
@@ -11,7 +10,6 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +20,9 @@ from PIL import Image
 from srgan_fast import weights
 from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
-from srgan_fast.evaluate.benchmark import Comparison, evaluate, pair
-from srgan_fast.evaluate.metrics import PROTOCOLS, score
-from srgan_fast.evaluate.report import Report, write_text
+from srgan_fast.evaluate.benchmark import Choice, Comparison, evaluate, evaluate_all, pair
+from srgan_fast.evaluate.metrics import score
+from srgan_fast.evaluate.report import write_text
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 
@@ -145,6 +143,77 @@ def test_folders_and_images_that_cannot_be_used(tmp_path: Path, hr_folder: Path)
         evaluate(hr_folder, method="bicubic")
 
 
+# Several methods.
+
+
+@pytest.fixture
+def made(tmp_path: Path, hr_folder: Path) -> Path:
+    """A folder as another program leaves it: its results, and something else beside them."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    save(folder / "a_SRF_4_SRCNN.png", 32, 48)
+    save(folder / "b.png", 44, 36)
+    save(folder / "a_SRF_4_LR.png", 8, 12)
+    return folder
+
+
+def test_several_methods_are_what_each_gives_alone(hr_folder: Path, tiny_x2: Path) -> None:
+    choices = [Choice.parse("nearest"), Choice.parse(f"mine={tiny_x2}"), Choice(method="bicubic")]
+    seen: list[tuple[str, str]] = []
+    results = evaluate_all(hr_folder, choices, on_image=lambda found: seen.append((found.name, found.method)))
+    assert [result["method"] for result in results] == ["nearest", "mine", "bicubic"]
+    assert {result["scale"] for result in results} == {2}  # the network's
+    assert seen == [(name, method) for name in ("a.png", "b.png") for method in ("nearest", "mine", "bicubic")]
+    assert results[0] == evaluate(hr_folder, method="nearest", scale=2)
+    assert {**results[1], "method": "tiny_x2"} == evaluate(hr_folder, weights=tiny_x2)
+    network = results[1]["network"]
+    assert (network["architecture"], network["blocks"]) == ("srresnet", 2)
+    assert network["parameters"] == sum(value.numel() for value in weights.load(tiny_x2).network.parameters())
+
+
+def test_pictures_made_by_others(hr_folder: Path, made: Path) -> None:
+    (result,) = evaluate_all(hr_folder, [Choice.parse(f"SRCNN={made}")])
+    assert (result["method"], result["precision"], result["other_images"]) == ("SRCNN", "8 bits", 1)
+    for name, file, entry in zip(("a", "b"), ("a_SRF_4_SRCNN", "b"), result["images"], strict=True):
+        hr, sr = (
+            torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)
+            for path in (hr_folder / f"{name}.png", made / f"{file}.png")
+        )
+        found = score(hr[:, : sr.shape[1], : sr.shape[2]].contiguous(), sr, "y601", 4)
+        assert entry["scores"]["y601"] == {"psnr_db": found.psnr_db, "ssim": found.ssim}
+    save(made / "b.png", 45, 36)
+    with pytest.raises(InputError, match=r"expected 36x44 pixels in .*b\.png.*got 36x45"):
+        evaluate_all(hr_folder, [Choice.parse(f"SRCNN={made}")])
+    with pytest.raises(UsageError, match=r"HR without ESPCN: a\.png"):
+        evaluate_all(hr_folder, [Choice.parse(f"ESPCN={made}")])
+
+
+@pytest.mark.parametrize("text", ["lanczos", "=x", "mine=", " =x", "srresnet_x9"])
+def test_a_method_that_is_none(text: str) -> None:
+    with pytest.raises(UsageError, match=r"expected bicubic, nearest, srresnet_x4.*NAME=PATH"):
+        Choice.parse(text)
+
+
+def test_methods_that_do_not_go_together(hr_folder: Path, made: Path, tiny_x2: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="at least one"):
+        evaluate_all(hr_folder, [])
+    with pytest.raises(UsageError, match="bicubic twice"):
+        evaluate_all(hr_folder, [Choice(method="bicubic"), Choice(method="bicubic")])
+    with pytest.raises(UsageError, match="of one scale, got 2, 4"):
+        evaluate_all(hr_folder, [Choice(weights=tiny_x2), Choice(model="srresnet_x4_small")])
+    for name in ("HR", "bicubic"):
+        with pytest.raises(UsageError, match="name of its own"):
+            evaluate_all(hr_folder, [Choice(folder=hr_folder, name=name)])
+    # Two networks of one name are told apart by their digests, the same network twice is not.
+    torch.manual_seed(4)
+    other = tmp_path / "other.safetensors"
+    weights.save(other, Generator(GeneratorConfig(scale=2, blocks=1, width=8)).eval(), name="tiny_x2", recipe={})
+    labels = [r["method"] for r in evaluate_all(hr_folder, [Choice(weights=tiny_x2), Choice(weights=other)])]
+    assert labels == [f"tiny_x2 ({weights.load(path).info.digest[:8]})" for path in (tiny_x2, other)]
+    with pytest.raises(UsageError, match="twice"):
+        evaluate_all(hr_folder, [Choice(weights=tiny_x2), Choice(weights=tiny_x2)])
+
+
 # LR from a folder.
 
 
@@ -202,79 +271,14 @@ def test_lr_from_a_folder(tmp_path: Path, hr_folder: Path) -> None:
 
 # The command.
 
-CROPS = ("LR", "bicubic", "SR", "HR")
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.images: list[str] = []
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if tag == "img":
-            self.images.append(values["alt"] or "")
-        self.addresses += [value for key, value in attrs if key in ("src", "href") and value]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def test_the_command(run: Run, hr_folder: Path, tmp_path: Path) -> None:
-    page, file = tmp_path / "page.html", tmp_path / "scores.json"
-    (hr_folder / "b.png").rename(hr_folder / "b&<i>.png")
-    code, out, _ = run(
-        "evaluate", hr_folder, "--method", "bicubic", "--protocol", "y601,paper", "--report", page, "--json", file
-    )
-    assert code == 0
-    assert "y601" in out
-    assert "paper" in out
-    assert "fp32" in out
-    results = json.loads(file.read_text())
-    assert f"{results['mean']['paper']['psnr_db']:.3f}" in out
-
-    tags = Tags()
-    tags.feed(page.read_text())
-    assert tags.open == []
-    assert tags.images == [f"{crop} crop of {name}" for name in ("a.png", "b&<i>.png") for crop in CROPS]
-    assert all(address.startswith("data:image/png;base64,") for address in tags.addresses)
-    assert "prefers-color-scheme: dark" in page.read_text()
-    assert not re.search(r"https?://", page.read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["hr", "page.html", "scores.json"]
-
-
-def test_the_report_says_how_it_was_measured(hr_folder: Path) -> None:
-    report = Report()
-    results = evaluate(hr_folder, method="bicubic", protocol=["y601", "paper"], on_image=report.add)
-    results["images"][0]["scores"]["paper"] = {"psnr_db": None, "ssim": 1.0, "note": "as good as it gets"}
-    page = report.page(results)
-    assert "2 images, LR made by imresize, computed in fp32." in page
-    assert "LR from" not in page
-    for name in ("y601", "paper"):
-        assert page.count(html.escape(PROTOCOLS[name].description)) == 1
-        assert page.count(f"<td>{name}</td>") == 3  # the mean and two images
-    assert "<td>inf</td><td>1.0000</td>" in page
-    assert page.count("as good as it gets") == 1
-    # A whole number of pixels on the screen for each pixel of the crop, which is as large as the images allow.
-    assert "--width: 48; --height: 32" in page
-    assert "--width: 36; --height: 44" in page
-    assert re.findall(r"--zoom: (\d+)\s*[;}]", page) == ["1", "2"]
-
-    for entry in results["images"]:
-        entry["lr"] = "<small>.png"
-    page = report.page(results)
-    assert "LR read from files" in page
-    assert page.count("LR from &lt;small&gt;.png") == 2
-
 
 def test_json_to_stdout_is_only_json(run: Run, hr_folder: Path) -> None:
     code, out, _ = run("evaluate", hr_folder, "--method", "nearest", "--json", "-")
     assert code == 0
     assert json.loads(out)["method"] == "nearest"
+    code, out, _ = run("evaluate", hr_folder, "--method", "nearest", "--method", "bicubic", "--json", "-")
+    assert code == 0
+    assert [result["method"] for result in json.loads(out)] == ["nearest", "bicubic"]
 
 
 @pytest.mark.parametrize("option", ["--json", "--report"])
@@ -285,25 +289,6 @@ def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, opti
         assert out == ""
         assert err.startswith("srgan-fast: expected a file in a folder that exists")
         assert err.count("\n") == 1
-
-
-def test_a_crop_is_where_bicubic_fails(tmp_path: Path) -> None:
-    hr = torch.full((3, 400, 480), 120, dtype=torch.uint8)
-    hr[:, 300:330:2, 400:430] = 255
-    lr = imresize_down(hr, 4)
-    report = Report()
-    report.add(Comparison("one.png", lr, imresize_up(lr, 4), hr, {}))
-    sizes, found = [], {}
-    (crops,) = report._crops
-    for label, data in crops.files.items():
-        (tmp_path / label).write_bytes(data)
-        with Image.open(tmp_path / label) as image:
-            sizes.append(image.size)
-            found[label] = np.array(image)
-    assert sizes == [(36, 36), (144, 144), (144, 144), (144, 144)]
-    assert (crops.width, crops.height) == (144, 144)
-    assert (found["HR"] == 255).sum() == (hr == 255).sum()
-    np.testing.assert_array_equal(found["bicubic"], found["SR"])
 
 
 def test_set5_by_the_command(run: Run, shared_data: Path) -> None:

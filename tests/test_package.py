@@ -142,6 +142,8 @@ def test_wheel_has_what_it_needs_and_no_records(wheel: Path) -> None:
     sources = [*(ROOT / "kernels").rglob("*.cu"), *(ROOT / "kernels").rglob("*.cuh")]
     assert sources
     assert {f"srgan_fast/kernels/{path.relative_to(ROOT / 'kernels')}" for path in sources} <= set(names)
+    for wanted in ("page.html", "page.css", "page.js", "published.toml"):
+        assert f"srgan_fast/evaluate/report/{wanted}" in names
     assert any(name.startswith("srgan_fast/data/") and name.endswith(".safetensors") for name in names)
     assert not [name for name in names if "results/" in name or name.startswith("tests/")]
 

@@ -1,4 +1,4 @@
-"""`srgan-fast evaluate`: score a method on a folder of HR images."""
+"""`srgan-fast evaluate`: score methods on a folder of HR images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,23 @@ import typer
 
 def evaluate(
     hr_folder: Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)],
-    method: Annotated[str | None, typer.Option(help="bicubic or nearest, instead of a network.")] = None,
-    model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="A weights file, ours or a community checkpoint.", readable=False)
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|NAME=PATH",
+            help="bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated.",
+            show_default="srresnet_x4",
+        ),
     ] = None,
-    protocol: Annotated[str, typer.Option(help="Any of y601, paper and rgb, with commas.")] = "y601",
+    model: Annotated[list[str] | None, typer.Option(help="A bundled model; may be repeated.")] = None,
+    weights: Annotated[
+        list[Path] | None,
+        typer.Option(help="A weights file, ours or a community checkpoint; may be repeated.", readable=False),
+    ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Any of y601, paper and rgb, with commas.", show_default="y601; all with --report"),
+    ] = None,
     lr: Annotated[
         Path | None,
         typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
@@ -27,21 +38,34 @@ def evaluate(
         typer.Option("--json", metavar="FILE|-", help="Write the scores as JSON; - prints only that.", readable=False),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE.html", help="Write a page with crops.", readable=False)
+        Path | None,
+        typer.Option(metavar="FILE.html", help="Write a page with pictures.", readable=False),
+    ] = None,
+    mos: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="Opinions for the page, from mos analyse --json.", readable=False),
     ] = None,
 ) -> None:
-    """Score a method on a folder of HR images: PSNR and SSIM by named protocols."""
+    """Score methods on a folder of HR images: PSNR and SSIM by named protocols."""
     import json
     from typing import Any
 
     from rich.console import Console
     from rich.table import Table
 
-    from srgan_fast.errors import OutputError
-    from srgan_fast.evaluate.benchmark import Comparison
-    from srgan_fast.evaluate.benchmark import evaluate as run
-    from srgan_fast.evaluate.report import Report, write_text
+    from srgan_fast.errors import OutputError, UsageError
+    from srgan_fast.evaluate.benchmark import DEFAULT_MODEL, Choice, Comparison, evaluate_all
+    from srgan_fast.evaluate.metrics import PROTOCOLS
+    from srgan_fast.evaluate.report import Report, read_opinions, write_text
+    from srgan_fast.evaluate.sets import recognise
 
+    choices = [Choice.parse(text) for text in method or []]
+    choices += [Choice(model=name) for name in model or []] + [Choice(weights=path) for path in weights or []]
+    if protocol is None:
+        protocol = "y601" if report is None else ",".join(PROTOCOLS)
+    if mos is not None and report is None:
+        raise UsageError("expected --report with --mos, which goes on that page; add --report FILE.html")
+    opinions = None if mos is None else read_opinions(mos)
     only_json = json_file is not None and str(json_file) == "-"
     for target in (None if only_json else json_file, report):
         # Found out before the work, not after it.
@@ -58,44 +82,45 @@ def evaluate(
             if report is not None:
                 pieces.add(comparison)
 
-        results = run(
+        results = evaluate_all(
             hr_folder,
-            method=method,
-            model=model,
-            weights=weights,
+            choices or [Choice(model=DEFAULT_MODEL)],
             protocol=[name.strip() for name in protocol.split(",") if name.strip()],
             lr_folder=lr,
             scale=scale,
             precision=precision,
             on_image=on_image,
         )
-    text = json.dumps(results, indent=2, allow_nan=False) + "\n"
+    text = json.dumps(results if len(results) > 1 else results[0], indent=2, allow_nan=False) + "\n"
     if report is not None:
-        pieces.write(report, results)
+        pieces.write(report, results, known=recognise(hr_folder), opinions=opinions)
     if only_json:
         print(text, end="")
         return
     if json_file is not None:
         write_text(json_file, text)
 
-    table = Table(title=f"{results['method']} x{results['scale']}, {results['precision']}", title_justify="left")
-    table.add_column("image", overflow="fold")
-    for name in results["mean"]:
-        table.add_column(f"{name}\nPSNR dB", justify="right")
-        table.add_column(f"{name}\nSSIM", justify="right")
-
-    def row(label: str, scores: dict[str, dict[str, Any]]) -> None:
+    def row(table: Table, label: str, scores: dict[str, dict[str, Any]]) -> None:
         cells = []
         for value in scores.values():
             cells.append("inf" if value["psnr_db"] is None else f"{value['psnr_db']:.3f}")
             cells.append(f"{value['ssim']:.4f}")
         table.add_row(label, *cells)
 
-    for entry in results["images"]:
-        row(entry["name"], entry["scores"])
-    table.add_section()
-    row("mean", results["mean"])
-    Console().print(table)
+    for result in results:
+        title = f"{result['method']} x{result['scale']}, {result['precision']}"
+        table = Table(title=title, title_justify="left")
+        table.add_column("image", overflow="fold")
+        for name in result["mean"]:
+            table.add_column(f"{name}\nPSNR dB", justify="right")
+            table.add_column(f"{name}\nSSIM", justify="right")
+        for entry in result["images"]:
+            row(table, entry["name"], entry["scores"])
+        table.add_section()
+        row(table, "mean", result["mean"])
+        Console().print(table)
+        if result.get("other_images"):
+            print(f"{result['other_images']} other images in the folder of {result['method']} were left alone")
     for written in (json_file, report):
         if written is not None:
             print(f"wrote {written}")

@@ -1,11 +1,11 @@
-"""Score a method on a folder of HR images: degrade, upscale, compare."""
+"""Score methods on a folder of HR images: degrade, upscale, compare."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +15,71 @@ from srgan_fast.errors import InputError, ShapeError, UsageError
 from srgan_fast.evaluate.metrics import Score, protocols, score
 from srgan_fast.image import IMAGE_SUFFIXES, read_rgb
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
+from srgan_fast.weights import bundled
 
 METHODS: dict[str, Callable[[Tensor, int], Tensor]] = {"bicubic": imresize_up, "nearest": nearest_up}
 DEFAULT_MODEL = "srresnet_x4"
+# What a report calls the images beside those of a method.
+RESERVED = ("LR", "HR", *METHODS)
 _IDENTICAL = "identical to the HR image: the PSNR is infinite"
 _MEAN_IDENTICAL = "the PSNR of at least one image is infinite"
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One way to upscale, by exactly one of: a name out of `METHODS`, a bundled model, a weights file, or a folder of
+    images that another program made. `name` is what it goes by; a folder must have one."""
+
+    method: str | None = None
+    model: str | None = None
+    weights: Path | None = None
+    folder: Path | None = None
+    name: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """bicubic, nearest, a bundled model, or NAME=PATH: a weights file, or a folder of images made by others.
+
+        Raises:  UsageError
+        """
+        name, given, place = text.partition("=")
+        if given and name.strip() and place:
+            path = Path(place)
+            return cls(folder=path, name=name) if path.is_dir() else cls(weights=path, name=name)
+        if not given and name in METHODS:
+            return cls(method=name)
+        if not given and name in bundled():
+            return cls(model=name)
+        known = ", ".join([*METHODS, *bundled()])
+        raise UsageError(f"expected {known}, or NAME=PATH of weights or of a folder of images, got {text}")
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """One image of a benchmark: what went in, what came out, and its scores by protocol.
+    """One image of a benchmark by one method: what went in, what came out, and its scores by protocol.
 
     Shapes:  lr [3, h, w]; sr and hr [3, h*scale, w*scale], uint8
     """
 
     name: str
+    method: str
     lr: Tensor
     sr: Tensor
     hr: Tensor
     scores: dict[str, Score]
+
+
+@dataclass(frozen=True)
+class _Method:
+    """A choice, ready: a function from LR to SR, or the SR files that another program made, by HR file."""
+
+    label: str
+    scale: int
+    precision: str
+    upscale: Callable[[Tensor], Tensor] | None = None
+    network: dict[str, Any] | None = None
+    files: dict[Path, Path] | None = None
+    unused: int = 0
 
 
 def evaluate(
@@ -48,49 +94,84 @@ def evaluate(
     precision: str = "fp32",
     on_image: Callable[[Comparison], None] | None = None,
 ) -> dict[str, Any]:
-    """Upscale the LR of every image in a folder and score it against the HR.
+    """Score one method; see `evaluate_all`. Without a choice it is the default model."""
+    choice = Choice(method, model, weights)
+    if choice == Choice():
+        choice = Choice(model=DEFAULT_MODEL)
+    (result,) = evaluate_all(
+        hr_folder,
+        [choice],
+        protocol=protocol,
+        lr_folder=lr_folder,
+        scale=scale,
+        precision=precision,
+        on_image=on_image,
+    )
+    return result
+
+
+def evaluate_all(
+    hr_folder: Path,
+    choices: Sequence[Choice],
+    *,
+    protocol: Sequence[str] = ("y601",),
+    lr_folder: Path | None = None,
+    scale: int | None = None,
+    precision: str = "fp32",
+    on_image: Callable[[Comparison], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Upscale the LR of every image in a folder by each method and score the results against the HR.
 
     HR is cropped to a multiple of the scale, grey goes through RGB. LR is made by `imresize_down`, or read from
-    `lr_folder`, where it has the same stem or is called STEM_*LR*. The method is one of `METHODS`, a bundled model or
-    a weights file. Networks run on the reference backend in fp32 unless `precision` names another.
-    The result is ready for JSON: method, scale, precision, mean (by protocol) and images. An infinite PSNR is None
-    beside a note that says so.
+    `lr_folder`, where it has the same stem or is called STEM_*LR*. Images made by others have the same stem or are
+    called STEM_*NAME*, and the size of the cropped HR. Networks run on the reference backend in fp32 unless `precision`
+    names another. All methods have one scale: that of the networks, or 4.
+    The results, in the order of the choices, are ready for JSON: method, scale, precision, network (architecture,
+    blocks, parameters, steps and digest, where there is one), other_images (how many in a folder made by others were
+    not used), mean (by protocol) and images. An infinite PSNR is None beside a note that says so.
 
     Raises:  UsageError for options that do not fit, unpaired files; InputError for images that cannot be used
     """
     names = protocols(protocol)
     files = images(hr_folder)
     lr_files = None if lr_folder is None else pair(files, images(lr_folder))
-    label, factor, computed, upscale = chosen_method(method, model, weights, scale, precision)
+    methods = _methods(choices, files, scale, precision)
+    factor = methods[0].scale
 
-    entries: list[dict[str, Any]] = []
-    scores: dict[str, list[Score]] = {name: [] for name in names}
+    entries: list[list[dict[str, Any]]] = [[] for _ in methods]
+    scores: list[dict[str, list[Score]]] = [{name: [] for name in names} for _ in methods]
     for path in files:
         lr_file = None if lr_files is None else lr_files[path]
         hr, lr = pixels(path, lr_file, factor)
-        sr = upscale(lr)
-        try:
-            found = {name: score(hr, sr, name, factor) for name in names}
-        except ShapeError as error:
-            raise ShapeError(f"{path}: {error}") from None
-        for name, value in found.items():
-            scores[name].append(value)
-        entries.append(
-            {
-                "name": path.name,
-                "lr": "imresize" if lr_file is None else lr_file.name,
-                "scores": {name: _as_json(value, _IDENTICAL) for name, value in found.items()},
-            }
-        )
-        if on_image is not None:
-            on_image(Comparison(path.name, lr, sr, hr, found))
-    return {
-        "method": label,
-        "scale": factor,
-        "precision": computed,
-        "mean": {name: _as_json(_mean(values), _MEAN_IDENTICAL) for name, values in scores.items()},
-        "images": entries,
-    }
+        for method, rows, columns in zip(methods, entries, scores, strict=True):
+            sr = _version(method, path, lr)
+            try:
+                found = {name: score(hr, sr, name, factor) for name in names}
+            except ShapeError as error:
+                raise ShapeError(f"{path}, {method.label}: {error}") from None
+            for name, value in found.items():
+                columns[name].append(value)
+            rows.append(
+                {
+                    "name": path.name,
+                    "lr": "imresize" if lr_file is None else lr_file.name,
+                    "scores": {name: _as_json(value, _IDENTICAL) for name, value in found.items()},
+                }
+            )
+            if on_image is not None:
+                on_image(Comparison(path.name, method.label, lr, sr, hr, found))
+    return [
+        {
+            "method": method.label,
+            "scale": factor,
+            "precision": method.precision,
+            **({} if method.network is None else {"network": method.network}),
+            **({} if method.files is None else {"other_images": method.unused}),
+            "mean": {name: _as_json(_mean(values), _MEAN_IDENTICAL) for name, values in columns.items()},
+            "images": rows,
+        }
+        for method, rows, columns in zip(methods, entries, scores, strict=True)
+    ]
 
 
 def images(folder: Path) -> list[Path]:
@@ -151,6 +232,53 @@ def pair(hr_files: Sequence[Path], lr_files: Sequence[Path], mark: str = "LR") -
     return pairs
 
 
+def _methods(choices: Sequence[Choice], files: Sequence[Path], scale: int | None, precision: str) -> list[_Method]:
+    """The choices, made ready, with one scale and a label of its own each."""
+    if not choices:
+        raise UsageError("expected at least one method, got none")
+    for choice in choices:
+        count = sum(way is not None for way in (choice.method, choice.model, choice.weights, choice.folder))
+        if count != 1:
+            raise UsageError(f"expected one way to upscale at a time, got {'several' if count else 'none'}; give one")
+    _check_scale(scale)
+    networks = [
+        None if choice.model is None and choice.weights is None else _network(choice, scale, precision)
+        for choice in choices
+    ]
+    found = {network.scale for network in networks if network is not None}
+    if len(found) > 1:
+        raise UsageError(f"expected networks of one scale, got {', '.join(map(str, sorted(found)))}; keep those of one")
+    factor = found.pop() if found else scale or 4
+    # Beside networks, the precision is theirs.
+    rest = "fp32" if any(networks) else precision
+    methods = []
+    for choice, network in zip(choices, networks, strict=True):
+        if network is None and choice.folder is not None:
+            network = _made(choice.name or "", choice.folder, files, factor)
+        methods.append(network or _plain(choice.method or "", factor, rest))
+    return _told_apart(methods)
+
+
+def _told_apart(methods: Sequence[_Method]) -> list[_Method]:
+    """Networks of one name get the start of their digest; what is still the same was given twice."""
+    names = Counter(method.label for method in methods)
+    methods = [
+        replace(method, label=f"{method.label} ({method.network['digest'][:8]})")
+        if names[method.label] > 1 and method.network is not None
+        else method
+        for method in methods
+    ]
+    for method in methods:
+        if method.label in RESERVED and (method.files is not None or method.network is not None):
+            raise UsageError(f"expected a name of its own for a method, got {method.label}; call it something else")
+    twice = [label for label, count in Counter(method.label for method in methods).items() if count > 1]
+    if twice:
+        raise UsageError(
+            f"expected each method once, of its own name, got {twice[0]} twice; leave one out or give it as NAME=PATH"
+        )
+    return methods
+
+
 def chosen_method(
     method: str | None, model: str | None, weights: Path | None, scale: int | None, precision: str
 ) -> tuple[str, int, str, Callable[[Tensor], Tensor]]:
@@ -160,19 +288,49 @@ def chosen_method(
     """
     if sum(choice is not None for choice in (method, model, weights)) > 1:
         raise UsageError("expected one of --method, --model and --weights, got several; keep one")
+    _check_scale(scale)
+    if method is not None:
+        found = _plain(method, scale or 4, precision)
+    else:
+        source = Choice(model=None if weights is not None else model or DEFAULT_MODEL, weights=weights)
+        found = _network(source, scale, precision)
+    assert found.upscale is not None
+    return found.label, found.scale, found.precision, found.upscale
+
+
+def made_by_others(name: str, folder: Path, files: Sequence[Path]) -> tuple[dict[Path, Path], int]:
+    """What a method made elsewhere of each HR file (of equal stem, or STEM_*NAME*), and how many images are not its."""
+    found = images(folder)
+    stems = {file.stem for file in files}
+    fitting = [file for file in found if file.stem in stems or name in file.stem]
+    return pair(files, fitting, mark=name), len(found) - len(fitting)
+
+
+def _check_scale(scale: int | None) -> None:
     if scale is not None and scale < 2:
         raise UsageError(f"expected a scale of 2 or more, got {scale}")
-    if method is not None:
-        if method not in METHODS:
-            raise UsageError(f"expected a method out of {', '.join(METHODS)}, got {method}; networks go by --model")
-        if precision not in ("fp32", "auto"):
-            raise UsageError(f"expected fp32, the only precision of {method}, got {precision}; leave --precision out")
-        factor, resize = scale or 4, METHODS[method]
-        return method, factor, "fp32", lambda lr: resize(lr, factor)
 
+
+def _plain(name: str, scale: int, precision: str) -> _Method:
+    if name not in METHODS:
+        raise UsageError(f"expected a method out of {', '.join(METHODS)}, got {name}; networks go by --model")
+    if precision not in ("fp32", "auto"):
+        raise UsageError(f"expected fp32, the only precision of {name}, got {precision}; leave --precision out")
+    resize = METHODS[name]
+    return _Method(name, scale, "fp32", lambda lr: resize(lr, scale))
+
+
+def _made(name: str, folder: Path, files: Sequence[Path], scale: int) -> _Method:
+    if not (name.isprintable() and name.strip()):
+        raise UsageError(f"expected a name of its own for {folder}, got {name or 'none'}; call it something else")
+    pairs, unused = made_by_others(name, folder, files)
+    return _Method(name, scale, "8 bits", files=pairs, unused=unused)
+
+
+def _network(choice: Choice, scale: int | None, precision: str) -> _Method:
     from srgan_fast.upscaler import Upscaler
 
-    source = weights if weights is not None else model or DEFAULT_MODEL
+    source = choice.weights if choice.weights is not None else choice.model or DEFAULT_MODEL
     # A score must not depend on what the processor is good at: the reference backend, and nothing chosen by itself.
     upscaler = Upscaler(source, backend="eager", precision=precision)
     if scale not in (None, upscaler.scale):
@@ -181,7 +339,30 @@ def chosen_method(
     def run(lr: Tensor) -> Tensor:
         return upscaler(lr.permute(1, 2, 0).contiguous(), layout="HWC").permute(2, 0, 1).contiguous()
 
-    return upscaler.model.info.name, upscaler.scale, upscaler.precision, run
+    info = upscaler.model.info
+    network = {
+        "architecture": info.architecture,
+        "blocks": info.config.get("blocks"),
+        "parameters": sum(parameter.numel() for parameter in upscaler.model.network.parameters()),
+        "steps": info.recipe.get("steps_done"),
+        "digest": info.digest,
+    }
+    return _Method(choice.name or info.name, upscaler.scale, upscaler.precision, run, network)
+
+
+def _version(method: _Method, path: Path, lr: Tensor) -> Tensor:
+    """A method's SR of an image."""
+    if method.files is None:
+        assert method.upscale is not None
+        return method.upscale(lr)
+    sr = read_rgb(method.files[path])
+    height, width = (side * method.scale for side in lr.shape[-2:])
+    if sr.shape[-2:] != (height, width):
+        raise InputError(
+            f"expected {width}x{height} pixels in {method.files[path]} for {path} at scale {method.scale}, "
+            f"got {sr.shape[-1]}x{sr.shape[-2]}; check the scale and the pairing"
+        )
+    return sr
 
 
 def pixels(hr_file: Path, lr_file: Path | None, scale: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Literal
 
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, UsageError
+from srgan_fast.evaluate.benchmark import images
 
 State = Literal["ok", "missing", "differs", "unknown"]
 _TIMEOUT_S = 30
@@ -149,6 +151,22 @@ def state(item: Item, folder: Path) -> State:
     if not item.sha256:
         return "unknown"
     return "ok" if digest(path).startswith(item.sha256) else "differs"
+
+
+def recognise(folder: Path) -> tuple[Collection, str] | None:
+    """The benchmark set that a folder holds, and by what it is known: by digests, else by its name and how many images.
+
+    Raises:  InputError if it is no folder or holds no image
+    """
+    count = len(images(folder))
+    name = re.sub(r"[^a-z0-9]", "", folder.resolve().name.lower())
+    for candidate in COLLECTIONS.values():
+        items = candidate.items
+        if len(items) == count and all(item.sha256 and state(item, folder) == "ok" for item in items):
+            return candidate, "by the digests of its files"
+        if len(items) == count and name == candidate.name:
+            return candidate, "by its name and the number of its images, not by their digests"
+    return None
 
 
 def fetch(wanted: Collection, folder: Path, on_item: Callable[[Item, State], None] | None = None) -> None:
