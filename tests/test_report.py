@@ -300,6 +300,13 @@ def test_depths_are_compared_where_there_are_several(hr_folder: Path, tmp_path: 
     assert re.findall(r"<tr><td>(\w+)</td><td>(\d+)</td>", section) == [("b1", "1"), ("b3", "3")]
     assert "different numbers of steps" in section
     assert section.count("<circle") == 2
+    assert section.count('<path class="line') == 1  # of the legend: points that do not compare are not joined
+    results[1]["network"]["steps"] = 10
+    section = report.page(results)[page.index('id="depth"') :]
+    assert "different numbers" not in section
+    assert section.count('<path class="line') == 2
+    results[1]["network"]["steps"] = None
+    assert "is not known" in report.page(results)
     assert 'id="depth"' not in report.page(results[:2])
 
 

@@ -15,11 +15,12 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 10, 40
 
 @dataclass(frozen=True)
 class Line:
-    """Points in the order of x; a y that is not finite is left out."""
+    """Points in the order of x; a y that is not finite is left out. Points that are not joined stand by themselves."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
+    joined: bool = True
 
 
 def lines(
@@ -60,7 +61,8 @@ def lines(
     for index, line in enumerate(points):
         places = [at(x, y) for x, y in line]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        parts.append(f'<path class="line {_look(index)}" d="M{path}"/>' if path else "")
+        if path and series[index].joined:
+            parts.append(f'<path class="line {_look(index)}" d="M{path}"/>')
         if len(places) < 8:
             parts += [f'<circle class="{_look(index)}" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in places]
     middle = (_LEFT + _WIDTH - _RIGHT) / 2

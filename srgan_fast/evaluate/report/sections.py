@@ -84,24 +84,31 @@ def published(results: Results, known: tuple[Collection, str] | None) -> str:
     parts = []
     for name in literature.SETS:
         beside = known is not None and known[0].name == name.lower()
-        rows: list[tuple[str, str, str, str, str, str, tuple[str, ...]]] = []
+        groups: dict[str, str] = {}
         if beside and not isinstance(ours, str):
-            rows = [(method, psnr, ssim, "", "this run", "ours", ()) for method, psnr, ssim in ours]
-        rows += [
-            (figure.method, _db(figure.psnr_db, 2), f"{figure.ssim:.4f}", f"{figure.mos:.2f}",
-             f"{figure.source}, {figure.where}", "", figure.notes)
-            for figure in literature.figures(name)
-        ]  # fmt: skip
-        cells = "".join(
-            f'<tr class="{kind}"><td>{_name(method)}{_marks(texts, notes)}</td><td>{psnr}</td><td>{ssim}</td>'
-            f'<td>{mos}</td><td class="text">{html.escape(source)}</td></tr>'
-            for method, psnr, ssim, mos, source, kind, texts in rows
+            groups["this run"] = "".join(
+                f'<tr class="ours"><td>{_name(method)}</td><td>{psnr}</td><td>{ssim}</td><td></td></tr>'
+                for method, psnr, ssim in ours
+            )
+        for figure in literature.figures(name):
+            source = f"{figure.source}, {figure.where}"
+            groups[source] = groups.get(source, "") + (
+                f"<tr><td>{_name(figure.method)}{_marks(figure.notes, notes)}</td><td>{_db(figure.psnr_db, 2)}</td>"
+                f"<td>{figure.ssim:.4f}</td><td>{figure.mos:.2f}</td></tr>"
+            )
+        bodies = "".join(
+            f'<tbody><tr><th colspan="4" scope="rowgroup">{html.escape(source)}</th></tr>{rows}</tbody>'
+            for source, rows in groups.items()
         )
-        head = '<tr><th>method</th><th>PSNR dB</th><th>SSIM</th><th>MOS</th><th class="text">from</th></tr>'
-        table = f'<div class="wide"><table><thead>{head}</thead><tbody>{cells}</tbody></table></div>'
+        head = "<tr><th>method</th><th>PSNR dB</th><th>SSIM</th><th>MOS</th></tr>"
+        table = f'<div class="wide"><table><thead>{head}</thead>{bodies}</table></div>'
         opened = " open" if beside else ""
         parts.append(f"<details{opened}><summary>{name}</summary>{table}</details>")
-    said = ours if isinstance(ours, str) else "Ours stand above the published ones, by the same protocol, paper."
+    said = (
+        ours
+        if isinstance(ours, str)
+        else "The scores of this run stand above the published ones, by the same protocol, paper."
+    )
     texts = "".join(f'<li id="note{number}">{html.escape(text)}</li>' for text, number in notes.items())
     remarks = "".join(f"<li>{html.escape(text)}</li>" for text in literature.remarks())
     sources = "".join(f'<p class="small">{html.escape(text)}</p>' for text in literature.sources())
@@ -115,7 +122,7 @@ def published(results: Results, known: tuple[Collection, str] | None) -> str:
 def _comparable(results: Results, known: tuple[Collection, str] | None) -> list[tuple[str, str, str]] | str:
     """Our rows of the published table, or why there are none."""
     if known is None or known[0].title.split(",")[0] not in literature.SETS:
-        return "These images are none of the papers' sets, so ours are not comparable with what follows."
+        return "These images are none of the papers' sets, so this run is not comparable with what follows."
     if results[0]["scale"] != 4:
         return f"The papers' figures are for x4, this run is x{results[0]['scale']}: they are not comparable."
     if "paper" not in results[0]["mean"]:
@@ -229,28 +236,32 @@ def _depths(kind: str, members: Sequence[Mapping[str, Any]]) -> str:
     rows, places = [], []
     for member in members:
         network, value = member["network"], member["mean"][protocol]
-        steps = "unknown" if network["steps"] is None else f"{network['steps']:,}"
+        count = "unknown" if network["steps"] is None else f"{network['steps']:,}"
         rows.append(
             f"<tr><td>{_name(member['method'])}</td><td>{network['blocks']}</td><td>{network['parameters']:,}</td>"
-            f"<td>{steps}</td><td>{_db(value['psnr_db'])}</td><td>{value['ssim']:.4f}</td></tr>"
+            f"<td>{count}</td><td>{_db(value['psnr_db'])}</td><td>{value['ssim']:.4f}</td></tr>"
         )
         places.append((network["blocks"], value["psnr_db"] if value["psnr_db"] is not None else math.nan))
     head = (
         "<tr><th>network</th><th>blocks</th><th>parameters</th><th>steps of the last run</th>"
         f"<th>{protocol} PSNR dB</th><th>SSIM</th></tr>"
     )
+    steps = {member["network"]["steps"] for member in members}
+    told = ""
+    if None in steps:
+        told = " How long some were trained is not known, so depth may not be all that differs."
+    elif len(steps) > 1:
+        told = " These were trained for different numbers of steps, so depth is not all that differs."
     chart = ""
     if any(math.isfinite(psnr) for _, psnr in places):
         blocks, psnrs = zip(*places, strict=True)
         chart = lines(
-            [Line(kind, blocks, psnrs)],
+            [Line(kind, blocks, psnrs, joined=not told)],
             x_label="residual blocks",
             y_label=f"PSNR, dB, {protocol}",
             title=f"PSNR by the number of residual blocks of {kind}",
             x_ticks=sorted(set(blocks)),
         )
-    alike = len({member["network"]["steps"] for member in members}) == 1
-    told = "" if alike else " These were trained for different numbers of steps, so depth is not all that differs."
     return (
         f"<h3>{html.escape(kind)}</h3><p>Networks of one kind by their residual blocks.{told}</p>"
         f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{chart}'
