@@ -113,6 +113,23 @@ def test_the_command(run: Run, hr_folder: Path, tmp_path: Path) -> None:
     assert not re.search(r"https?://|url\(|@import", text)
 
 
+def test_names_are_text(hr_folder: Path, tmp_path: Path) -> None:
+    """Those of methods, of files and of raters' methods: nothing in them becomes part of the page."""
+    made = tmp_path / "made"
+    made.mkdir()
+    save(made / "a.png", 32, 48)
+    save(made / "b&<i>.png", 44, 36)
+    bad = '</style><script>"&_'
+    report = Report()
+    results = evaluate_all(hr_folder, [Choice(folder=made, name=bad)], on_image=report.add)
+    read = read_opinions(opinions(tmp_path / "mos.json", method={"name": bad}))
+    page = report.page(results, known=(sets.COLLECTIONS["set5"], bad), opinions=read)
+    tags = Tags(page)
+    assert f"{bad} crop of b&<i>.png" in tags.images
+    assert bad not in page
+    assert page.count("<script>") == 1
+
+
 def test_only_its_own_style_and_script_may_run(hr_folder: Path) -> None:
     report = Report()
     results = evaluate_all(hr_folder, [Choice(method="bicubic")], on_image=report.add)

@@ -36,7 +36,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coarse = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     Image.fromarray(coarse.repeat(5, 0).repeat(5, 1)).save(folder / "hr" / f"{'long' * 30}<script>&.png")
     mos = folder / "mos.json"
-    method = '{"name": "bicubic", "counts": {"1": 4, "2": 3, "3": 2, "4": 1, "5": 0}, "mos": 2.0}'
+    method = '{"name": "' + "long" * 30 + '", "counts": {"1": 4, "2": 3, "3": 2, "4": 1, "5": 0}, "mos": 2.0}'
     mos.write_text(f'{{"kind": "opinion", "raters": {{"used": 5}}, "methods": [{method}]}}')
     report = Report()
     choices = [Choice(method="bicubic"), Choice(model="srresnet_x4_small"), Choice(model="srresnet_x4")]

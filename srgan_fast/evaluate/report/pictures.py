@@ -52,7 +52,7 @@ def error_map(sr: Tensor, hr: Tensor) -> Tensor:
     blocks = -(-max(error.shape) // WIDEST)
     if blocks > 1:
         error = F.avg_pool2d(error[None, None], blocks, ceil_mode=True)[0, 0]
-    position = (error.clamp(max=ERROR_LIMIT) / ERROR_LIMIT * (len(_STOPS) - 1)).numpy()
+    position = (error / ERROR_LIMIT * (len(_STOPS) - 1)).numpy()  # beyond the last colour interp stays there
     channels = [np.interp(position, np.arange(len(_STOPS)), _STOPS[:, channel]) for channel in range(3)]
     return torch.from_numpy(np.stack(channels).round().astype(np.uint8))
 
