@@ -10,7 +10,6 @@ import importlib.util
 import io
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -21,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from browser import chromium
 from PIL import Image
 from raters import wait_for
 
@@ -31,17 +31,10 @@ from srgan_fast.evaluate.mos.prepare import prepare
 from srgan_fast.evaluate.mos.store import Store
 from srgan_fast.evaluate.mos.study import Study, load
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("no chromium and chromedriver", allow_module_level=True)
-
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("HR", "bicubic", "nearest", "srresnet_x4_small")
-# Without these Chromium calls home, and needs a display and a user namespace.
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage
---disable-background-networking --disable-component-update --disable-sync --force-color-profile=srgb"""
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +140,7 @@ def page(server: Server, tmp_path: Path) -> Iterator[Callable[..., Page]]:
     drivers: list[Any] = []
 
     def make(*more: str) -> Page:
-        options = webdriver.ChromeOptions()
-        options.binary_location = shutil.which("chromium")
-        for flag in [*FLAGS.split(), *more, f"--user-data-dir={tmp_path}/profile{len(drivers)}"]:
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        drivers.append(webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver"))))
+        drivers.append(chromium(tmp_path / f"profile{len(drivers)}", *more))
         return Page(drivers[-1], server.address)
 
     yield make

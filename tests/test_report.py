@@ -353,6 +353,31 @@ def test_opinions_are_drawn_with_their_mean(run: Run, hr_folder: Path, tmp_path:
     assert html.escape("nobody's") not in section
 
 
+def test_opinions_as_a_study_gives_them(run: Run, tmp_path: Path) -> None:
+    """From what is in a study's folder, by the analysis itself: its raters are programs that say they are browsers."""
+    pytest.importorskip("scipy", reason="the extra mos is not installed")
+    from raters import simulate, small_study
+
+    from srgan_fast.evaluate.mos.store import Store
+
+    given = {"HR": 5, "bicubic": 3, "nearest": 1}
+    study = small_study(tmp_path)
+    file = tmp_path / "mos.json"
+    for origin, told in (("simulated", ["--simulation"]), ("browser", [])):
+        with Store(study.ratings_file, study) as store:
+            for _ in range(2):
+                simulate(study, store, lambda showing: given[showing.stimulus.method], origin)
+        code, _, err = run("mos", "analyse", study.folder, "--json", file, *told)
+        assert (code, err) == (0, "")
+        if told:
+            with pytest.raises(InputError, match="got simulation"):
+                read_opinions(file)
+    read = read_opinions(file)
+    assert read["raters"] == 2
+    assert {method["name"]: method["mos"] for method in read["methods"]} == given
+    assert {method["ratings"] for method in read["methods"]} == {6}  # three images by two raters
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

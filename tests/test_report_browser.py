@@ -4,28 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from browser import chromium, webdriver
 from PIL import Image
 
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Choice, evaluate_all
 from srgan_fast.evaluate.report import Report, read_opinions
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("no chromium and chromedriver", allow_module_level=True)
-
 pytestmark = pytest.mark.slow
-
-# Without these Chromium calls home, and needs a display and a user namespace.
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage --hide-scrollbars
---disable-background-networking --disable-component-update --disable-sync --force-color-profile=srgb"""
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.binary_location = shutil.which("chromium") or ""
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    found = chromium(tmp_path_factory.mktemp("chromium"), "--hide-scrollbars")
     yield found
     found.quit()
 

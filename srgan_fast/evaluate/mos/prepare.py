@@ -19,7 +19,7 @@ from torch import Tensor
 
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, SRGANFastError, UsageError
-from srgan_fast.evaluate.benchmark import METHODS, chosen_method, images, pair, pixels
+from srgan_fast.evaluate.benchmark import METHODS, chosen_method, images, made_by_others, pair, pixels
 from srgan_fast.evaluate.mos.order import can_be_apart
 from srgan_fast.evaluate.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name, load
 from srgan_fast.evaluate.sets import digest
@@ -160,12 +160,10 @@ def _sources(methods: Sequence[str], files: Sequence[Path], scale: int | None) -
         elif place is None:
             sources.append(_Source(Method(name, name), chosen_method(name, None, None, shared, "fp32")[3]))
         else:
-            found = images(place)
-            stems = {file.stem for file in files}
-            fitting = [file for file in found if file.stem in stems or name in file.stem]
-            sources.append(_Source(Method(name, "files made elsewhere"), files=pair(files, fitting, mark=name)))
-            if len(fitting) < len(found):
-                remarks.append(f"{len(found) - len(fitting)} other images in {place} are left alone")
+            found, unused = made_by_others(name, place, files)
+            sources.append(_Source(Method(name, "files made elsewhere"), files=found))
+            if unused:
+                remarks.append(f"{unused} other images in {place} are left alone")
     return sources, shared, remarks
 
 
