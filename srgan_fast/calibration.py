@@ -69,7 +69,7 @@ def from_metadata(metadata: Mapping[str, str], network: nn.Module, weights: str,
     try:
         content: dict[str, Any] = json.loads(text)
         version = content.pop("version")
-    except (ValueError, LookupError, AttributeError, TypeError) as error:
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise WeightsError(f"the int8 scales of {path} cannot be read ({type(error).__name__}); {again}") from error
     if version != VERSION:
         raise WeightsError(f"{path} has int8 scales of version {version!r:.20}, expected {VERSION}; {again}")

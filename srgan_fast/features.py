@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from srgan_fast import archive
 from srgan_fast.errors import InputError, UsageError, WeightsError
 
 VGG19_FILE = "vgg19-dcbb9e9d.pth"
@@ -264,7 +265,9 @@ def load_squeezenet(path: Path | None) -> SqueezeNet:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = archive.unpickle(path)
+    except WeightsError:
+        raise
     except Exception as error:  # torch.load meets damaged files with whatever its parser stumbles over
         raise WeightsError(f"expected PyTorch weights, got a file that cannot be read: {path}") from error
     if not isinstance(content, dict):

@@ -247,9 +247,9 @@ def _decode(path: Path, data: bytes) -> Picture:
             raise ValueError(f"strips for less than {image.width}x{image.height} pixels")
         image.load()  # 16-bit colour too: FFmpeg passes over damage that Pillow finds
         if image.format == "PNG" and data[24] == 16 and data[25] in (2, 4, 6):
-            return _orient(replace(_decode_deep("png", data), icc=icc), orientation)
+            return _orient(replace(_decode_deep("png", data, image.size), icc=icc), orientation)
         if tags.get(262) == 2 and max(tags.get(258, (8,))) == 16:
-            return _orient(replace(_decode_deep("tiff", data, tags), icc=icc), orientation)
+            return _orient(replace(_decode_deep("tiff", data, image.size, tags), icc=icc), orientation)
         if image.mode == "F" or tags.get(258, (8,))[0] in (12, 32, 64) or (tags and image.mode == "I"):
             raise InputError(
                 f"expected 8 or 16 bits a channel, got {tags.get(258, ('other',))[0]} in {path}; convert it to 16"
@@ -290,12 +290,16 @@ def _to_srgb(image: Image.Image, icc: bytes | None) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode_deep(codec: str, data: bytes, tags: dict[int, Any] | None = None) -> Picture:
+def _decode_deep(codec: str, data: bytes, size: tuple[int, int], tags: dict[int, Any] | None = None) -> Picture:
     """16-bit colour through FFmpeg, whose planes are read as they are: its conversions do not keep every bit."""
     import av
 
     decoder: Any = av.CodecContext.create(codec, "r")
+    # By Pillow's reading, which `_decode` has admitted; FFmpeg counts rows that are aligned.
+    decoder.options = {"max_pixels": str((size[0] + 128) * size[1])}
     frame = next(iter([*decoder.decode(av.Packet(data)), *decoder.decode(None)]))
+    if (frame.width, frame.height) != size:
+        raise ValueError(f"{size[0]}x{size[1]} pixels by one reading, {frame.width}x{frame.height} by another")
     name, levels = frame.format.name, np.dtype(">u2" if frame.format.name.endswith("be") else "<u2")
     planes = [
         np.frombuffer(plane, levels).reshape(plane.height, plane.line_size // 2)[: frame.height]

@@ -11,8 +11,6 @@ import json
 import pickle
 import re
 import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from srgan_fast import community
+from srgan_fast import archive, community
 from srgan_fast.atomic import atomic
 from srgan_fast.calibration import Calibration, from_metadata, to_metadata
 from srgan_fast.errors import OutputError, UsageError, WeightsError
@@ -54,22 +52,8 @@ _PREFIXES = (
 )
 _WRAPPERS = re.compile(r"(_orig_mod|module|model|net)\.")
 
-
-# What scripts save beside the weights, such as their options or a best score: read as nothing at all.
-_IGNORED = (
-    *("argparse.Namespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath"),
-    *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype"),
-)
-
-
-class _Ignored:
-    """Stands for an object in a checkpoint whose class is not looked at, let alone run."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
+# Even a network of thousands of tensors needs a hundredth of it.
+_MAX_HEADER_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -219,6 +203,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix in (".bin", ".param") and path.with_suffix(".param").is_file():
         return _checked(path, _read_ncnn(path.with_suffix(".param"), path.with_suffix(".bin"))), {}
     try:
+        archive.check_size(path)
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
@@ -227,19 +212,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"expected weights, got an empty file: {path}; fetch it again")
     try:
         if head[8:9] == b"{":
+            header = int.from_bytes(head[:8], "little")
+            if header > _MAX_HEADER_BYTES:
+                raise ValueError(f"its header claims {header} bytes, {_MAX_HEADER_BYTES} at most")
             with safetensors.safe_open(path, framework="pt") as stored:
                 metadata = dict(stored.metadata() or {})
                 tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
             return _checked(path, tensors if _KEY in metadata else unwrap(tensors, path.name)), metadata
-        if head[:4] == b"PK\3\4":
-            with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-                if (member := archive.testzip()) is not None:
-                    raise WeightsError(f"{member!r:.60} in {path} does not match its checksum: damaged; fetch it again")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about old pickle formats, which is not the user's concern
-            with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        return _checked(path, unwrap(content, path.name)), {}
+        return _checked(path, unwrap(archive.unpickle(path), path.name)), {}
     except WeightsError:
         raise
     except Exception as error:
@@ -293,6 +273,8 @@ def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
     """An SRVGGNetCompact out of ncnn's two files, under the names that its PyTorch checkpoints use."""
     tensors: dict[str, Tensor] = {}
     try:
+        for part in (param, binary):
+            archive.check_size(part)
         lines = param.read_text().splitlines()
         data = binary.read_bytes()
         offset = index = 0
@@ -304,6 +286,8 @@ def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
             options = dict(item.split("=") for item in rest[int(inputs) + int(outputs) :])
             if kind == "Convolution":
                 out, size, count = int(options["0"]), int(options["1"]), int(options["6"])
+                if min(out, size, count) < 1:
+                    raise ValueError("a convolution without weights")
                 (tag,) = struct.unpack_from("<I", data, offset)
                 if tag not in (0, 0x01306B47):
                     raise ValueError("weights neither fp16 nor fp32")
@@ -324,6 +308,8 @@ def _read_ncnn(param: Path, binary: Path) -> dict[str, Tensor]:
                 raise ValueError(f"a layer of kind {kind}")
         if offset != len(data):
             raise ValueError(f"{len(data) - offset} bytes left over")
+    except WeightsError:
+        raise
     except (OSError, ValueError, LookupError, OverflowError, struct.error) as error:
         raise WeightsError(
             f"expected an ncnn SRVGGNetCompact, got {param.name} ({_first_line(error)}); fetch both files"
@@ -371,6 +357,8 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         info = ModelInfo(**{key: _tuples(value) for key, value in json.loads(text).items()})
         community.bounds(info.input_range)
         community.bounds(info.output_range)
+        if not (isinstance(info.name, str) and info.name.isprintable()):
+            raise ValueError("a name that cannot be printed")
         if not (isinstance(info.architecture, str) and isinstance(info.config, dict) and isinstance(info.recipe, dict)):
             raise TypeError("a field of another kind")
     except (ValueError, TypeError, AttributeError, RuntimeError) as error:
