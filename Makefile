@@ -7,7 +7,7 @@ GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # that spin while they wait for each other cost more than they bring; networks here are small.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint wheel clean
+.PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint docs figures audit wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -59,8 +59,21 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# This documentation as a site, in site/; what does not lead somewhere is an error.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+figures: $(READY)
+	$(BIN)/python tools/draw_figures.py
+
+# Known vulnerabilities of the pinned packages.
+audit: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[audit]'
+	$(BIN)/python tools/audit.py
+
 wheel: $(READY)
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) dist build
+	rm -rf $(VENV) dist build site

@@ -31,12 +31,12 @@ from srgan_fast.weights import load, save
 Run = Callable[..., tuple[int, str, str]]
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What an example would take hours for, made short by options behind its own.
 SHORTER = {
-    "train": ("--steps", 2, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
+    "train": ("--steps", 1, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
     "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
     "bench video": ("--size", "16x16", "--runs", 1, "--frames", 3),
