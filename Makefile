@@ -59,17 +59,20 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# This documentation as a site, in site/; what does not lead somewhere is an error.
-docs: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+# What `make docs` and `make audit` need beside the rest.
+$(VENV)/.docs $(VENV)/.audit: $(VENV)/.%: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[$*]'
+	touch $@
+
+# The documentation as a site, in site/. A warning is an error, which --quiet would undo.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 figures: $(READY)
 	$(BIN)/python tools/draw_figures.py
 
 # Known vulnerabilities of the pinned packages.
-audit: $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[audit]'
+audit: $(VENV)/.audit
 	$(BIN)/python tools/audit.py
 
 wheel: $(READY)

@@ -21,7 +21,7 @@ LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^()\s]+)(?:\s+\"[^\"]*\")?\
 NAMED = re.compile(r"`(docs/[\w/]+\.md|[A-Z]+\.md)`")
 
 # Where the documents send a reader. A new address is added here, by somebody who has opened it.
-ELSEWHERE = {"keepachangelog.com", "semver.org"}
+ELSEWHERE = {"docs.ray.io", "keepachangelog.com", "semver.org"}
 
 
 def prose(path: Path) -> str:

@@ -87,7 +87,7 @@ def tap() -> Any:
     axes.text(3, 26.3, "a tile of pixels with its border, 64 channels deep", fontsize=8.5)
     axes.text(3, 4.9, "dark: the outputs. orange: what the tap at the upper left reads,", fontsize=8)
     axes.text(3, 2.4, "the same memory from another start", fontsize=8, color=WARM)
-    axes.text(33, 16, "for each of\n9 taps:", fontsize=9)
+    axes.text(31, 16, "for each of\n9 taps:", fontsize=9)
     boxes = (
         (40, 9.5, 8, 13, "X shifted\n\nN pixels\nx 64"),
         (51.5, 12, 8, 8, "W[tap]\n\n64 x 64"),
