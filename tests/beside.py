@@ -70,6 +70,8 @@ class Beside:
                 return [self._lost(item)]
             data = json.loads(line)
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+            if isinstance(report.longrepr, list):
+                report.longrepr = tuple(report.longrepr)  # of a skipped test, which JSON has no tuple for
             self._reports[report.nodeid].append(report)
         return self._reports.pop(name)
 
