@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from pathlib import Path
@@ -42,30 +43,34 @@ def check_size(path: Path) -> None:
         raise WeightsError(f"expected weights of at most 4 GiB, got {size} bytes: {path}; save the state_dict alone")
 
 
-def unpickle(path: Path) -> object:
+def unpickle(source: Path | io.BytesIO) -> object:
     """What torch.save wrote, by torch's own reader of plain data, which knows no other classes than tensors and lists.
 
     Raises:  WeightsError for a file that is too large, unpacks to much more than it is, or has a wrong checksum;
              whatever torch's reader meets in a damaged file
     """
-    check_size(path)
-    if zipfile.is_zipfile(path):
-        _check_members(path)
+    if isinstance(source, Path):
+        check_size(source)
+    if zipfile.is_zipfile(source):
+        _check_members(source)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old pickle formats, which is not the user's concern
         with torch.serialization.safe_globals([(_Ignored, name) for name in _IGNORED]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(source, map_location="cpu", weights_only=True)
 
 
-def _check_members(path: Path) -> None:
+def _check_members(source: Path | io.BytesIO) -> None:
     """torch.load looks at neither sizes nor checksums."""
-    size = path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    size = source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
+    name = source if isinstance(source, Path) else "a checkpoint"
+    with zipfile.ZipFile(source) as archive:
         unpacked = sum(member.file_size for member in archive.infolist())
         if unpacked > _MAX_RATIO * size:
             raise WeightsError(
-                f"expected an archive as torch.save writes it, got {size} bytes that unpack to {unpacked}: {path};"
+                f"expected an archive as torch.save writes it, got {size} bytes that unpack to {unpacked}: {name};"
                 " do not use it, or save it again where it was made"
             )
         if (member := archive.testzip()) is not None:
-            raise WeightsError(f"{member!r:.60} in {path} does not match its checksum: damaged; fetch it again")
+            raise WeightsError(f"{member!r:.60} in {name} does not match its checksum: damaged; fetch it again")

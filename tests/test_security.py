@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ import torch
 from srgan_fast import archive, features, image, weights
 from srgan_fast.errors import WeightsError
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.train import checkpoint
 
 
 def generator() -> Generator:
@@ -53,6 +55,19 @@ def test_archives_that_unpack_to_far_more(bomb: Path) -> None:
     for read in (weights.load, features.load_squeezenet):
         with pytest.raises(WeightsError, match="that unpack to"):
             read(bomb)
+    assert resident_peak_mib() - before < 100
+
+
+def test_checkpoints_that_others_made(bomb: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    buffer = io.BytesIO()
+    torch.save({"step": 3, "unknown": 4}, buffer)
+    before = resident_peak_mib()
+    for data in (bomb.read_bytes(), buffer.getvalue(), b"no pickle"):
+        digest = hashlib.sha256(data).hexdigest().encode()
+        (tmp_path / "step_00000003.ckpt").write_bytes(b"srgan-fast checkpoint 3\n" + digest + b"\n" + data)
+        caplog.clear()
+        assert checkpoint.newest(tmp_path) is None
+        assert "step_00000003.ckpt is damaged" in caplog.text
     assert resident_peak_mib() - before < 100
 
 
