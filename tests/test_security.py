@@ -11,15 +11,17 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import clips
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from srgan_fast import archive, features, image, weights
-from srgan_fast.errors import WeightsError
+from srgan_fast.errors import InputError, WeightsError
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.train import checkpoint
+from srgan_fast.video.source import Source
 
 
 def generator() -> Generator:
@@ -137,3 +139,23 @@ def test_a_picture_that_one_decoder_reads_larger_than_the_other(
         for size in ((30, 39), (2, 2)):
             with pytest.raises((ValueError, OSError)):
                 image._decode_deep(codec, data, size)
+
+
+def test_lists_that_would_have_other_files_read(tmp_path: Path) -> None:
+    secret = clips.make(tmp_path / "secret.ts", times=range(3))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{secret}\n#EXT-X-ENDLIST\n"
+    for name, text in (
+        ("a.m3u8", playlist),
+        ("b.mp4", f"ffconcat version 1.0\nfile {secret.name}\n"),
+        ("c.mkv", playlist),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=r"got a list of others|damaged or another file"), Source(tmp_path / name):
+            pass
+
+
+def test_frames_with_too_many_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = clips.make(tmp_path / "a.mkv", times=range(3), size=(32, 18))
+    monkeypatch.setattr("srgan_fast.video.source.MAX_PIXELS", 32 * 18 - 1)
+    with pytest.raises(InputError, match=r"got 32x18 in .*a\.mkv; cut or shrink it"), Source(path):
+        pass

@@ -21,12 +21,15 @@ from av.sidedata.sidedata import Type
 from numpy.typing import NDArray
 
 from srgan_fast.errors import InputError
+from srgan_fast.image import MAX_PIXELS
 from srgan_fast.video.colour import FOREIGN, Colour, Matrix
 from srgan_fast.video.planes import colour_of, planes_of, siting_of
 
 # Errors of FFmpeg are of one root, but for those that are OSError, EOFError or the like as well.
 FFMPEG_ERRORS = (av.error.FFmpegError,)
 _MICROSECONDS = 1_000_000
+# Demuxers of lists and scripts, which have FFmpeg read other files, or the network.
+_ELSEWHERE = frozenset({"hls", "dash", "concat", "imf", "sdp", "rtsp", "avisynth", "vapoursynth"})
 # Demuxers that tell the length of what a whole file would have; the others measure what is there.
 _TELL_LENGTH = ("matroska", "flv", "asf")
 # Those in which a packet of H.264 or HEVC is a frame.
@@ -261,6 +264,8 @@ class Source:
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"expected a video, got a damaged or another file: {self.path} ({reason})") from error
         with container:
+            if _ELSEWHERE & set(container.format.name.split(",")):
+                raise InputError(f"expected a video, got a list of others: {self.path}; name the file that has it")
             if container.format.name.endswith("_pipe") or container.format.name == "image2":
                 raise InputError(f"expected a video, got a picture: {self.path}; name it as one, such as .png")
             stream = main_stream(container)
@@ -268,6 +273,10 @@ class Source:
                 raise InputError(f"expected a video, got a file without one: {self.path}; name a file that has one")
             if stream.codec_context is None:
                 raise InputError(f"no decoder for the video of {self.path}; convert it to H.264 first")
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MAX_PIXELS:
+                most = f"{MAX_PIXELS // 10**6} million pixels a frame"
+                raise InputError(f"expected at most {most}, got {width}x{height} in {self.path}; cut or shrink it")
             # Threads over frames would hide the errors of damaged ones.
             stream.thread_type = "SLICE"
             yield container, stream
