@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -148,7 +149,8 @@ def test_lines_that_run_upwards_are_turned_round() -> None:
 @pytest.mark.parametrize(("name", "siting"), [("left", "left"), ("center", "centre"), ("topleft", "topleft")])
 def test_the_position_of_chroma_is_read(name: str, siting: str, tmp_path: Path) -> None:
     path = make(tmp_path / "in.mp4", options={"chroma_sample_location": name})
-    assert Source(path).info.colour.siting == siting
+    with ThreadPoolExecutor(8) as threads:  # as where many videos are planned at once
+        assert set(threads.map(lambda _: Source(path).info.colour.siting, range(24))) == {siting}
     assert av.logging.get_level() is None
 
 

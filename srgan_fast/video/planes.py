@@ -6,6 +6,7 @@ Whatever FFmpeg can decode comes in some pixel format; here it becomes planar y,
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,8 @@ _MORE_CHROMA = 64  # of FFmpeg's losses: the format has more chroma than the fra
 
 # Where chroma lies when nothing says so: JPEG and MPEG-1 put it in the middle, all others on the left.
 _CENTRED = frozenset({"mjpeg", "mpeg1video"})
+# How much FFmpeg tells is one setting of the process.
+_LEVEL = threading.Lock()
 _SITINGS: dict[str, Siting] = {"left": "left", "center": "centre", "topleft": "topleft"}
 
 
@@ -97,14 +100,15 @@ def siting_of(frame: Any, codec: str, note: Note) -> Siting:
     source.link_to(show)
     show.link_to(sink)
     graph.configure()
-    before = av.logging.get_level()
-    av.logging.set_level(av.logging.INFO)
-    try:
-        with av.logging.Capture() as lines:
-            graph.push(frame)
-            graph.pull()
-    finally:
-        av.logging.set_level(before)
+    with _LEVEL:
+        before = av.logging.get_level()
+        av.logging.set_level(av.logging.INFO)
+        try:
+            with av.logging.Capture() as lines:
+                graph.push(frame)
+                graph.pull()
+        finally:
+            av.logging.set_level(before)
     found = re.search(r" cl:(\S+)", "".join(text for _, _, text in lines))
     where = found[1] if found else "unspecified"
     if where in _SITINGS:
