@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ranks import together
+from ranks import environment, free_port, together
 from safetensors.torch import load_file
 
 from srgan_fast.errors import BackendUnavailable, CheckpointError, UsageError
@@ -111,6 +111,31 @@ def undisturbed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     assert job.end() == 0, job.said()
     assert sorted(job.records()) == list(range(1, STEPS + 1))
     return job
+
+
+@pytest.mark.slow
+def test_nothing_of_a_world_lives_on_when_a_rank_has_left() -> None:
+    """A thread of gloo that does may let go of a tensor while the interpreter ends, which is then ended by a signal."""
+    program = (
+        "import os, torch\n"
+        "from srgan_fast.train.distributed import join, leave\n"
+        "before = len(os.listdir('/proc/self/task'))\n"
+        "world, _ = join('cpu')\n"
+        "torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])\n"  # loads modules that keep the group there is
+        "world.barrier()\n"
+        "leave(world)\n"
+        "print(len(os.listdir('/proc/self/task')) - before)\n"
+    )
+    port = free_port()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env=os.environ | environment(rank, 2, port) | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    assert [rank.communicate(timeout=120)[0] for rank in ranks] == [b"0\n"] * 2
 
 
 def same(job: Job, other: Job) -> None:

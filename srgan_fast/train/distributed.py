@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TypeVar
 
 import torch
@@ -224,6 +225,9 @@ def join(device: str = "auto") -> tuple[World, torch.device]:
     if world.size == 1:
         return ALONE, chosen
     timeout = _timeout(os.environ.get(_TIMEOUT, "600"))
+    # Functions there keep the group that there is when they are imported, as the optimiser does later, beyond `leave`:
+    # a thread of gloo that lives on and lets go of a tensor while the interpreter ends takes the process with it.
+    import_module("torch.distributed.nn.functional")
     with _talking(f"joining a world of {world.size}"):
         store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timeout))
         distributed.init_process_group(
