@@ -53,8 +53,6 @@ app.add_typer(trt.app, name="trt")
 
 def main() -> None:
     """The entry point: one line and the documented exit code for every error that is the user's to mend."""
-    # PyTorch then asks for large pages: beside its convolutions a CPU spends most of a network's time on new memory.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     try:
         try:
             app()

@@ -58,6 +58,9 @@ def upscale(
     A folder can be resumed: results that are there and newer than their input are skipped. So can a video: the same
     command goes on where a run was stopped or killed. With - for both, y4m video goes from stdin to stdout.
     """
+    # PyTorch then asks for large pages: beside its convolutions a CPU spends most of a network's time on new memory.
+    # Here and not where commands begin: what `bench` compares with runs as anyone would run it.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if model is not None and weights is not None:
         raise UsageError(f"expected --model or --weights, got both ({model}, {weights}); leave one out")
     chosen = weights or model or "srresnet_x4"
