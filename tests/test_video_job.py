@@ -359,7 +359,10 @@ def test_signals_and_kills(tmp_path: Path, tiny: Path) -> None:
     dice = random.Random(os.urandom(8))
 
     def command(name: str) -> list[str]:
-        return [str(source), str(tmp_path / name), "--weights", str(tiny), "--preset", "ultrafast"]
+        # OpenVINO would keep what it compiles, which the limit of a file's size forbids as well.
+        return [
+            *(str(source), str(tmp_path / name), "--weights", str(tiny), "--preset", "ultrafast", "--backend", "eager")
+        ]
 
     def kill(name: str) -> dict[str, Any]:
         return {"arguments": command(name), "after": {"frames": dice.randrange(1, 40)}, "signals": [9]}
