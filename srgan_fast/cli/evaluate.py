@@ -7,17 +7,20 @@ from typing import Annotated
 
 import typer
 
+# What `mos prepare` is asked alike.
+METHOD = "NAME|NAME=PATH"
+METHODS = "bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated."
+HRFolder = Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)]
+LRFolder = Annotated[
+    Path | None,
+    typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
+]
+Scale = Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")]
+
 
 def evaluate(
-    hr_folder: Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)],
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|NAME=PATH",
-            help="bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated.",
-            show_default="srresnet_x4",
-        ),
-    ] = None,
+    hr_folder: HRFolder,
+    method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS, show_default="srresnet_x4")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A bundled model; may be repeated.")] = None,
     weights: Annotated[
         list[Path] | None,
@@ -27,11 +30,8 @@ def evaluate(
         str | None,
         typer.Option(help="Any of y601, paper and rgb, with commas.", show_default="y601; all with --report"),
     ] = None,
-    lr: Annotated[
-        Path | None,
-        typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
-    ] = None,
-    scale: Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")] = None,
+    lr: LRFolder = None,
+    scale: Scale = None,
     precision: Annotated[str, typer.Option(help="What the network computes in: fp32, bf16, fp16 or auto.")] = "fp32",
     json_file: Annotated[
         Path | None,

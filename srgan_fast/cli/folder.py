@@ -65,16 +65,15 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
     )
 
 
-def make(target: Path) -> None:
-    """Make the folder of the results.
+def make(folder: Path) -> None:
+    """Make a folder for results, where it is not there.
 
-    Raises:  OutputError if it cannot be made or written
+    Raises:  OutputError if it cannot be made
     """
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot make the folder {target}: {error.strerror}; name another one") from error
-    check_folder(target, target)
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; name another one") from error
 
 
 def same(one: Path, other: Path) -> bool:

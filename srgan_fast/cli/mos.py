@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from srgan_fast.cli.evaluate import METHOD, METHODS, HRFolder, LRFolder, Scale
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -19,24 +21,15 @@ _Folder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a stud
 
 @app.command()
 def prepare(
-    hr_folder: Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)],
+    hr_folder: HRFolder,
     study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to make.", readable=False)],
-    method: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|NAME=PATH",
-            help="bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated.",
-        ),
-    ] = None,
+    method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS)] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(help="Folder of other originals: their nearest is an example of 1, they of 5.", readable=False),
     ] = None,
-    lr: Annotated[
-        Path | None,
-        typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
-    ] = None,
-    scale: Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")] = None,
+    lr: LRFolder = None,
+    scale: Scale = None,
     size: Annotated[
         str | None,
         typer.Option(metavar="WxH", help="Cut every picture to its middle, so that it fits the raters' screens."),

@@ -108,6 +108,7 @@ def upscale(
         options = video.options_of(choice) if jobs.any_videos else None
         if many:
             folder.make(target)
+            check_folder(target, target)
         todo = len(jobs.images) + len(jobs.videos)
         if not todo:
             print(
@@ -231,8 +232,5 @@ def _one(source: Path, target: Path, upscaler: Upscaler) -> None:
 
     picture = image.read(source)
     image.check_target(target, picture, upscaler.scale)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {target.parent}: {error.strerror}; name another one") from error
+    folder.make(target.parent)
     image.write(target, image.upscale_picture(picture, upscaler))

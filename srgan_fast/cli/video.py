@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 
 import typer
 
-from srgan_fast.errors import IncompleteError, Interrupted, OutputError, SRGANFastError, UsageError
+from srgan_fast.errors import IncompleteError, Interrupted, SRGANFastError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.cli.progress import VideoProgress
@@ -158,15 +158,13 @@ def run_many(
 
     Raises:  Interrupted
     """
+    from srgan_fast.cli import folder
     from srgan_fast.video.summary import Summary
 
     failures: list[SRGANFastError] = []
     frames = 0
     for _, target in jobs:
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {target.parent}: {error.strerror}; name another one") from error
+        folder.make(target.parent)
     with closing(_outcomes(jobs, make, options, hands, "beside the outputs")) as outcomes:
         for outcome in outcomes:
             if failure := _told(outcome, options):
