@@ -1,4 +1,4 @@
-"""Writes the tables and the plot of the README, all tables in docs/measurements.md, and that of docs/precision.md, from
+"""Writes the figures and the plot of the README, all tables in docs/measurements.md and that of docs/precision.md, from
 the committed records.
 
 usage: python -m srgan_fast.bench.readme [--check]
@@ -7,7 +7,8 @@ usage: python -m srgan_fast.bench.readme [--check]
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from srgan_fast.bench import plot
@@ -22,25 +23,19 @@ BEGIN, END = "<!-- made by bench/readme.py: begin -->", "<!-- made by bench/read
 
 
 def tables(records: dict[str, Record]) -> str:
-    """The claims that a record proves, and the speeds of single frames that were taken last.
+    """How many claims are proven, and in brief the speeds of single frames that were taken last.
 
     Raises:  ValueError where a claim or a record does not hold
     """
     for one in records.values():
         verify(one, records.values())
-    verdicts = judged(records)
-    proven = [verdict for verdict in verdicts if verdict.record is not None]
-    text = claim_table(proven)
-    if len(proven) < len(verdicts):
-        page = EVERYTHING.relative_to(ROOT).as_posix()
-        text += (
-            f"\n{len(verdicts) - len(proven)} more claims have no record yet, nearly all for want of a GPU: {page}.\n"
-        )
+    text = claim_count(judged(records))
     if timed_together(records.values()):
         text += f"\n![speed-ups of each implementation]({PLOT.relative_to(ROOT).as_posix()})\n"
-    # A README is read: single frames there, batches, kernels, training and older runs in the page that has everything.
-    single = [one for one in records.values() if one["suite"] in ("frame", "ceiling") and _is_single(one)]
-    return text + speeds(_last_runs(single)) + gpu_runs(records.values())
+    # A README is read: single frames there; batches, kernels, training, older runs and every column are in the page of
+    # all measurements.
+    single = [one for one in records.values() if one["suite"] == "frame" and one["shape"]["n"] == 1]
+    return text + speeds(_last_runs(single), brief=True) + gpu_runs(records.values())
 
 
 def everything(records: dict[str, Record]) -> str:
@@ -58,6 +53,14 @@ def judged(records: dict[str, Record]) -> list[Verdict]:
     return [judge(claim, records) for claim in load_claims()]
 
 
+def claim_count(verdicts: Sequence[Verdict]) -> str:
+    """What became of the claims, in a sentence."""
+    counts = Counter(verdict.status for verdict in verdicts)
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    page = EVERYTHING.relative_to(ROOT).as_posix()
+    return f"Of {len(verdicts)} claims: {said}. Each has its bar and its record in [measurements]({page}).\n"
+
+
 def claim_table(verdicts: Iterable[Verdict]) -> str:
     """One row a claim; what is unproven has no figure, only the test that gives the evidence there is."""
     rows = ["| claim | bar | measured | status |", "|---|---|---|---|"]
@@ -72,10 +75,10 @@ def claim_table(verdicts: Iterable[Verdict]) -> str:
     return "\n".join(rows) + "\n"
 
 
-def speeds(records: Iterable[Record]) -> str:
+def speeds(records: Iterable[Record], *, brief: bool = False) -> str:
     """One table for everything that was timed together; a red gate shows no speed."""
     text, known = "", list(records)
-    for table, first in speed_tables(known, with_ids=True):
+    for table, first in speed_tables(known, with_ids=True, brief=brief):
         env = first["env"]
         stale = _stale(first)
         text += f"\n{shape_of(first)}, {_on(first)}, {env['threads']} threads, torch {env['torch']}{stale}:\n\n"
@@ -153,16 +156,12 @@ def _stale(one: Record) -> str:
 
 def _last_runs(records: list[Record]) -> list[Record]:
     """Those of the run that timed a network at a size last, on each kind of device."""
-    last = {_timed(one): one["run"] for one in records if one["suite"] == "frame"}
-    return [one for one in records if one["run"] in last.values() and last.get(_timed(one), one["run"]) == one["run"]]
+    last = {_timed(one): one["run"] for one in records}
+    return [one for one in records if last[_timed(one)] == one["run"]]
 
 
 def _timed(one: Record) -> tuple[str, str, str]:
     return one["name"], str(one.get("shape")), str(one["env"].get("gpu") or one["env"].get("cpu"))
-
-
-def _is_single(one: Record) -> bool:
-    return bool(one["suite"] == "ceiling" or one["shape"]["n"] == 1)
 
 
 def _on(one: Record) -> str:

@@ -48,12 +48,14 @@ class Table:
         return "".join([head, "|---" * len(self.columns) + "|\n", *rest, *notes])
 
 
-def speed_tables(records: Iterable[Record], *, with_ids: bool = False) -> list[tuple[Table, Record]]:
+def speed_tables(
+    records: Iterable[Record], *, with_ids: bool = False, brief: bool = False
+) -> list[tuple[Table, Record]]:
     """One table for everything that was timed together, with its first record; the baseline comes first.
 
-    A red gate shows no speed.
+    A red gate shows no speed. A brief table has the median, the rate, the speed-up and the quality.
     """
-    return [(_speed_table(rows, with_ids), rows[0]) for rows in timed_together(records)]
+    return [(_speed_table(rows, with_ids, brief), rows[0]) for rows in timed_together(records)]
 
 
 def timed_together(records: Iterable[Record]) -> list[list[Record]]:
@@ -229,7 +231,7 @@ def quality_of(one: Record) -> str:
     return said if quality["gate"] == "pass" else f"{said}, gate failed"
 
 
-def _speed_table(rows: list[Record], with_ids: bool) -> Table:
+def _speed_table(rows: list[Record], with_ids: bool, brief: bool) -> Table:
     suite, first = rows[0]["suite"], rows[0]
     rate, quality = _RATES[suite], _QUALITIES[suite]
     # What no row has is no column: records of a CPU know no rival, and older ones no ceiling.
@@ -251,21 +253,24 @@ def _speed_table(rows: list[Record], with_ids: bool) -> Table:
             ("of floor", "floor_fraction", "{:.0%}"),
             ("loader", "loader_share", "{:.1%}"),
         )
-        if any(key in one["derived"] for one in rows)
+        if not brief and any(key in one["derived"] for one in rows)
     ]
-    peak, first_call = (any(one.get(key) is not None for one in rows) for key in ("peak_bytes", "first_ms"))
+    times = ("p50",) if brief else ("p50", "p20", "p80")
+    peak, first_call = (
+        not brief and any(one.get(key) is not None for one in rows) for key in ("peak_bytes", "first_ms")
+    )
     first_call = first_call and suite == "train"
-    columns = ["implementation", "p50 ms", "p20", "p80", rate[0], "speed-up", *(title for title, _, _ in optional)]
+    columns = ["implementation", "p50 ms", *times[1:], rate[0], "speed-up", *(title for title, _, _ in optional)]
     columns += ["ready s"] * first_call + ["peak MiB"] * peak + [quality] + ["record"] * with_ids
     lines = []
     for one in rows:
         derived = one["derived"]
         if one["quality"]["gate"] == "pass":
-            speed = [_ms(one["latency_ms"][key]) for key in ("p50", "p20", "p80")]
+            speed = [_ms(one["latency_ms"][key]) for key in times]
             speed += [_or_none(derived, rate[1], "{:.4g}"), _or_none(derived, "speedup", "{:.2f}")]
             speed += [_or_none(derived, key, form) for _, key, form in optional]
         else:
-            speed = [_NONE] * (5 + len(optional))
+            speed = [_NONE] * (len(times) + 2 + len(optional))
         if first_call:
             speed.append(f"{one['compile_s'] + one['first_ms'] / 1e3:.2f}" if "first_ms" in one else _NONE)
         if peak:
