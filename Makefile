@@ -7,7 +7,7 @@ GPU_PYTHON := $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON))
 # that spin while they wait for each other cost more than they bring; networks here are small.
 TEST_ENV := OMP_NUM_THREADS=1
 
-.PHONY: demo test slow soak kernels bench gpu gpu-stamp train-default lint docs figures audit wheel clean
+.PHONY: demo test test-wheel slow soak kernels bench gpu gpu-stamp train-default lint docs figures audit wheel clean
 
 $(READY): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,16 @@ demo: $(READY)
 
 test: $(READY)
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+
+# The fast tests of what a user installs: the wheel, in an environment of its own. Nothing of the source tree is imported,
+# as Python puts neither the folder that it stands in nor that of a script first.
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+WHEEL := dist/srgan_fast-$(VERSION)-py3-none-any.whl
+test-wheel: wheel
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock '$(WHEEL)[dev]'
+	SRGAN_FAST_TEST_WHEEL=1 PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/tests $(TEST_ENV) \
+	  $(VENV)-wheel/bin/python -m pytest -p no:cacheprovider -m "not slow"
 
 # The long tests, with small counts.
 slow: $(READY)
@@ -79,4 +89,4 @@ wheel: $(READY)
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf $(VENV) dist build site
+	rm -rf $(VENV) $(VENV)-wheel dist build site

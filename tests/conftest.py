@@ -16,6 +16,9 @@ import pytest
 from beside import Beside, groups_of, hand_back
 
 ROOT = Path(__file__).resolve().parent.parent
+_found = find_spec("srgan_fast")
+FROM_TREE = _found is not None and Path(str(_found.origin)).parent == ROOT / "srgan_fast"
+of_tree = pytest.mark.skipif(not FROM_TREE, reason="records and the sources behind them are the tree's, not a wheel's")
 _BESIDE = pytest.StashKey[Beside]()
 
 
@@ -61,6 +64,8 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if FROM_TREE and os.environ.get("SRGAN_FAST_TEST_WHEEL") == "1":
+        raise pytest.UsageError("SRGAN_FAST_TEST_WHEEL=1, but what is imported is the source tree, not a wheel")
     # A shell starts what runs in the background with Ctrl-C ignored, and so would what tests start and send it to.
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import of_tree
 
 from srgan_fast import weights
 from srgan_fast.backends import BACKENDS
@@ -119,6 +120,7 @@ def test_no_checkout_no_claim_of_a_clean_one(tmp_path: Path, monkeypatch: pytest
         records_module.environment.cache_clear()
 
 
+@of_tree
 def test_sources_behind_a_suite() -> None:
     names = {path.relative_to(ROOT).as_posix() for path in sources_behind("frame")}
     behind = {"bench/frame.py", "bench/timer.py", "kernels/parity.py", "srgan_fast/model.py", "srgan_fast/upscaler.py"}
@@ -128,6 +130,7 @@ def test_sources_behind_a_suite() -> None:
         sources_behind("magic")
 
 
+@of_tree
 def test_the_digest_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("bench", "kernels/add", "srgan_fast"):
         (tmp_path / folder).mkdir(parents=True)
@@ -429,6 +432,7 @@ def test_records_are_read_once(fast: Record, tmp_path: Path) -> None:
 # --- what is committed ------------------------------------------------------------------------------------------
 
 
+@of_tree
 def test_committed_claims_and_records_hold() -> None:
     records = load_records()
     for one in records.values():
@@ -440,6 +444,7 @@ def test_committed_claims_and_records_hold() -> None:
             assert f"def {name}(" in (ROOT / path).read_text(), f"{each.name} names a test that does not exist"
 
 
+@of_tree
 def test_the_readme_is_fresh() -> None:
     text = readme.README.read_text()
     assert readme.filled(text) == text, "run python -m srgan_fast.bench.readme"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import of_tree
 
 from srgan_fast.bench import gpu, parts
 from srgan_fast.bench import record as records_module
@@ -302,6 +303,7 @@ def test_the_sanitizer_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the stamp --------------------------------------------------------------------------------------------------
 
 
+@of_tree
 def test_a_stamp_stands_in_for_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a copy without .git the stamp says commit and state, and a file that changed since makes the tree dirty."""
     for folder in ("bench/results", "srgan_fast"):
