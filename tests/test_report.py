@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import html
 import io
@@ -322,6 +323,18 @@ def test_depths_are_compared_where_there_are_several(hr_folder: Path, tmp_path: 
     section = report.page(results)[page.index('id="depth"') :]
     assert "different numbers" not in section
     assert section.count('<path class="line') == 2
+    # Several of one depth: their mean is what is joined, and each is a point beside it.
+    twin = copy.deepcopy(results[2])
+    twin["method"], twin["mean"]["y601"]["psnr_db"] = "twin", results[2]["mean"]["y601"]["psnr_db"] + 1
+    report_of_three = report.page([*results, twin])
+    section = report_of_three[report_of_three.index('id="depth"') :]
+    assert section.count("<circle") == 2 + 3
+    joined, *_ = re.findall(r'<path class="line c0" d="M([\d.L ]+)"', section)
+    places = re.findall(r'<circle class="(c\d)" cx="([\d.]+)" cy="([\d.]+)"', section)
+    assert joined == "L".join(f"{x} {y}" for look, x, y in places if look == "c0")
+    shallow = [(look, float(y)) for look, x, y in places if x == places[0][1]]
+    assert [look for look, _ in shallow] == ["c0", "c1", "c1"]
+    assert shallow[0][1] == pytest.approx((shallow[1][1] + shallow[2][1]) / 2, abs=0.06)
     results[1]["network"]["steps"] = None
     assert "is not known" in report.page(results)
     assert 'id="depth"' not in report.page(results[:2])
