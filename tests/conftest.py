@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +21,16 @@ _found = find_spec("srgan_fast")
 FROM_TREE = _found is not None and Path(str(_found.origin)).parent == ROOT / "srgan_fast"
 of_tree = pytest.mark.skipif(not FROM_TREE, reason="records and the sources behind them are the tree's, not a wheel's")
 _BESIDE = pytest.StashKey[Beside]()
+
+
+def script(path: Path) -> ModuleType:
+    """A script of the tree that is in no package, imported by its path."""
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[path.stem] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 
 from srgan_fast.kernels.nvrtc import Specialisation
 
-KERNELS = Path(__file__).resolve().parents[1] / "kernels"
+KERNELS = ROOT / "kernels"
 EMULATOR = Path(__file__).resolve().with_name("emulator")
 COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 NO_COMPILER = "the emulator needs g++ on Linux; install it (Debian: apt install g++)"

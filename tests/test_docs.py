@@ -14,6 +14,7 @@ import pytest
 import torch
 import typer
 from clips import make
+from conftest import ROOT
 from layouts import DIALECTS, foreign
 from PIL import Image
 from raters import simulate
@@ -30,7 +31,6 @@ from srgan_fast.weights import load, save
 
 Run = Callable[..., tuple[int, str, str]]
 
-ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 

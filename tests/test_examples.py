@@ -11,8 +11,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from conftest import ROOT
 
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples" / "embed"
+EXAMPLES = ROOT / "examples" / "embed"
 COUNT, SIZE = 5, (32, 48)
 
 

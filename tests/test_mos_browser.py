@@ -6,7 +6,6 @@ Where SRGAN_FAST_SCREENSHOTS names a folder, the pictures that the documents sho
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import os
 import re
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import chromium
+from conftest import ROOT, script
 from PIL import Image
 from raters import wait_for
 
@@ -33,7 +33,6 @@ from srgan_fast.evaluate.mos.study import Study, load
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("HR", "bicubic", "nearest", "srresnet_x4_small")
 
 
@@ -41,12 +40,7 @@ METHODS = ("HR", "bicubic", "nearest", "srresnet_x4_small")
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     """Quarters of the bundled scene: two to rate, two to calibrate with."""
     folder = tmp_path_factory.mktemp("mos")
-    spec = importlib.util.spec_from_file_location("draw_scene", ROOT / "examples" / "draw_scene.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    scene = module.scene()
+    scene = script(ROOT / "examples" / "draw_scene.py").scene()
     for index, (place, corner) in enumerate(
         [("hr", (0, 272)), ("hr", (480, 272)), ("other", (480, 0)), ("other", (0, 0))]
     ):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "srgan_fast"
 
 # Who may import whom: a part may use those to its right of the arrow in DESIGN, never those before it.

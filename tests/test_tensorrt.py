@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import logging
 import re
@@ -19,6 +18,7 @@ from typing import Any
 import fake_tensorrt
 import pytest
 import torch
+from conftest import ROOT, script
 from models import model_of
 
 from srgan_fast import weights
@@ -55,12 +55,7 @@ def built(graph: bytes, options: BuildOptions = OPTIONS, precision: str = "fp32"
 @pytest.fixture(scope="module")
 def api() -> Any:
     """The tool that reads the real bindings, where a maintainer has them, and our declaration of them."""
-    path = Path(__file__).parent.parent / "tools" / "check_trt_api.py"
-    spec = importlib.util.spec_from_file_location("check_trt_api", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["check_trt_api"] = module
-    spec.loader.exec_module(module)
-    return module
+    return script(ROOT / "tools" / "check_trt_api.py")
 
 
 # --- what is declared of the library, and of whom

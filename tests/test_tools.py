@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from conftest import ROOT, script
 
 
 def test_figures_in_the_docs_are_those_that_the_script_draws(tmp_path: Path) -> None:
     names = {path.name for path in (ROOT / "docs").glob("*.svg")}
-    drawn = tool("draw_figures").draw(tmp_path)
+    drawn = script(ROOT / "tools" / "draw_figures.py").draw(tmp_path)
     assert {path.name for path in drawn} == names
     for path in drawn:
         assert path.read_bytes() == (ROOT / "docs" / path.name).read_bytes(), "run make figures"
@@ -42,7 +30,7 @@ SKIPPED = {"name": "c", "skip_reason": "not found"}
     ],
 )
 def test_an_audit_says_what_it_did_not_look_up(packages: list[object], says: tuple[str, ...], code: int) -> None:
-    text, got = tool("audit").verdict({"dependencies": packages})
+    text, got = script(ROOT / "tools" / "audit.py").verdict({"dependencies": packages})
     assert got == code
     for one in says:
         assert one in text
