@@ -35,7 +35,9 @@ def draw(records: Iterable[Record], path: Path) -> None:
     for axis, (title, rows) in zip(axes, panels, strict=True):
         names = [name for name, _, _ in rows]
         bars = axis.barh(range(len(rows)), [speedup for _, speedup, _ in rows], color="#3b6ea5")
-        axis.bar_label(bars, [f"{speedup:.2f}x, {p50:.3g} ms" for _, speedup, p50 in rows], padding=3, fontsize=8)
+        # Three digits, but no power of ten for what takes seconds.
+        told = [f"{speedup:.2f}x, {p50:{'.0f' if p50 >= 100 else '.3g'}} ms" for _, speedup, p50 in rows]
+        axis.bar_label(bars, told, padding=3, fontsize=8)
         axis.set_yticks(range(len(rows)), names, fontsize=8)
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9, loc="left")

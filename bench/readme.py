@@ -14,7 +14,7 @@ from pathlib import Path
 from srgan_fast.bench import plot
 from srgan_fast.bench.claims import Record, Verdict, judge, load_claims, load_records, verify
 from srgan_fast.bench.record import ROOT, source_digest
-from srgan_fast.bench.table import ceiling_line, precision_table, shape_of, speed_tables, timed_together
+from srgan_fast.bench.table import ceiling_line, precision_table, shape_of, speed_tables
 
 README = ROOT / "README.md"
 PLOT, EVERYTHING = ROOT / "docs" / "speed.png", ROOT / "docs" / "measurements.md"
@@ -29,13 +29,10 @@ def tables(records: dict[str, Record]) -> str:
     """
     for one in records.values():
         verify(one, records.values())
-    text = claim_count(judged(records))
-    if timed_together(records.values()):
+    text, kept = claim_count(judged(records)), shown(records)
+    if kept:
         text += f"\n![speed-ups of each implementation]({PLOT.relative_to(ROOT).as_posix()})\n"
-    # A README is read: single frames there; batches, kernels, training, older runs and every column are in the page of
-    # all measurements.
-    single = [one for one in records.values() if one["suite"] == "frame" and one["shape"]["n"] == 1]
-    return text + speeds(_last_runs(single), brief=True) + gpu_runs(records.values())
+    return text + speeds(kept, brief=True) + gpu_runs(records.values())
 
 
 def everything(records: dict[str, Record]) -> str:
@@ -141,10 +138,11 @@ def draw(records: dict[str, Record], path: Path = PLOT) -> None:
 
     Raises:  UsageError if it has to be drawn and matplotlib is missing
     """
-    if plot.is_fresh(records.values(), path):
+    kept = shown(records)
+    if plot.is_fresh(kept, path):
         return
-    if timed_together(records.values()):
-        plot.draw(records.values(), path)
+    if kept:
+        plot.draw(kept, path)
     else:
         path.unlink()
 
@@ -154,10 +152,14 @@ def _stale(one: Record) -> str:
     return "" if current else "; stale: the sources have changed since"
 
 
-def _last_runs(records: list[Record]) -> list[Record]:
-    """Those of the run that timed a network at a size last, on each kind of device."""
-    last = {_timed(one): one["run"] for one in records}
-    return [one for one in records if last[_timed(one)] == one["run"]]
+def shown(records: dict[str, Record]) -> list[Record]:
+    """What a README has room for: single frames, by the run that timed them last on each kind of device.
+
+    Batches, kernels, training, older runs and every column are in the page of all measurements.
+    """
+    single = [one for one in records.values() if one["suite"] == "frame" and one["shape"]["n"] == 1]
+    last = {_timed(one): one["run"] for one in single}
+    return [one for one in single if last[_timed(one)] == one["run"]]
 
 
 def _timed(one: Record) -> tuple[str, str, str]:
@@ -176,7 +178,7 @@ def main() -> None:
     compared = between(PRECISION.read_text(), precisions(records.values()), PRECISION)
     if "--check" in sys.argv[1:]:
         pages = old == new and EVERYTHING.read_text() == everything(records) and PRECISION.read_text() == compared
-        if not (pages and plot.is_fresh(records.values(), PLOT)):
+        if not (pages and plot.is_fresh(shown(records), PLOT)):
             sys.exit("README.md, or what it shows, does not match bench/results; run python -m srgan_fast.bench.readme")
         return
     draw(records)
