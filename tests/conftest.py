@@ -33,6 +33,13 @@ def script(path: Path) -> ModuleType:
     return module
 
 
+def one_line(result: tuple[int, str, str], code: int, said: str) -> None:
+    """A command ended with a code, and said one line that has these words."""
+    assert result[0] == code, result
+    assert said in result[2]
+    assert result[2].count("\n") == 1, result[2]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
@@ -105,6 +112,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SRGAN_FAST_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module")
+def eager_alone() -> Iterator[None]:
+    """One backend is enough for most of what is tested of benches; test_backends_cpu has the rows of all."""
+    from srgan_fast.backends import BACKENDS
+    from srgan_fast.bench import frame, peers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frame, "BACKENDS", {"eager": BACKENDS["eager"]})
+        patch.setattr(peers, "FIXED", ())
+        yield
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On networks and pictures this small threads only wait for one another, and more of them add in another order."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -18,16 +18,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from ahead_of_time import FRAMES, NETWORK, TABLE, TRAINING, Entry, Launch, assumed, build, launches
-from op_parity import judge
+from op_parity import FLOATS, judge, name_of
 
 from srgan_fast import kernels
 from srgan_fast.kernels.launch import SHARED_LIMIT_KIB
-
-FLOATS = (torch.float16, torch.float32, torch.bfloat16)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def show(widths: Sequence[int], cells: Sequence[object]) -> None:

@@ -14,8 +14,20 @@ from srgan_fast.kernels import parity
 from srgan_fast.kernels.cases import Arguments, Case, in_double
 from srgan_fast.kernels.contract import LEVELS
 
+FLOATS = (torch.float16, torch.float32, torch.bfloat16)
+
 # Values around a result that nobody may touch, a row of a case and more; the result stays aligned to 16 bytes.
 _GUARD = 4096
+
+
+def name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def case_of(op: str, name: str) -> Case:
+    """The case of an op that has this name."""
+    (case,) = [case for case in kernels.load(op).CASES if case.name == name]
+    return case
 
 
 @dataclass

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -30,14 +29,6 @@ TINY = TrainConfig(
     precision="fp32",
 )
 GAN = dataclasses.replace(TINY, stage="srgan", clip=0.05)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def networks(config: TrainConfig) -> tuple[Generator, Discriminator | None]:

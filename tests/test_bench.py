@@ -7,7 +7,7 @@ import errno
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,7 @@ import torch
 from conftest import of_tree
 
 from srgan_fast import weights
-from srgan_fast.backends import BACKENDS
-from srgan_fast.bench import ceiling, claims, frame, memory, peers, plot, readme
+from srgan_fast.bench import ceiling, claims, frame, memory, plot, readme
 from srgan_fast.bench import record as records_module
 from srgan_fast.bench.claims import Claim, judge, load_claims, load_records, verify
 from srgan_fast.bench.figures import timed_figures
@@ -30,16 +29,9 @@ from srgan_fast.errors import BackendUnavailable, InputError, MemoryBudgetError,
 from srgan_fast.kernels import parity
 from srgan_fast.weights import load
 
+pytestmark = pytest.mark.usefixtures("eager_alone")
+
 Record = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager_alone() -> Iterator[None]:
-    """One backend is enough for what is tested here; test_backends_cpu has the rows of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "BACKENDS", {"eager": BACKENDS["eager"]})
-        patch.setattr(peers, "FIXED", ())
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import copy
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
+from records import cleaned
 from small_steps import small_networks
 from torch import Tensor
 
 from srgan_fast import kernels
-from srgan_fast.backends import BACKENDS
 from srgan_fast.backends.probe import Unavailable
 from srgan_fast.bench import ceiling, frame, kernel, memory, parts, peers, plot, readme, table, train, work
 from srgan_fast.bench.claims import verify
@@ -33,16 +33,9 @@ from srgan_fast.model import CompactConfig, Generator, GeneratorConfig, SRVGGNet
 from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load, save
 
+pytestmark = pytest.mark.usefixtures("eager_alone")
+
 Record = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager_alone() -> Iterator[None]:
-    """One backend is enough for what is tested here; test_backends_cpu has the rows of all."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frame, "BACKENDS", {"eager": BACKENDS["eager"]})
-        patch.setattr(peers, "FIXED", ())
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -81,15 +74,6 @@ class Doubling:
 
     def bytes_moved(self, x: Tensor, dtype: torch.dtype) -> int:
         return 2 * x.numel() * 4
-
-
-def cleaned(records: list[Record]) -> list[Record]:
-    """The records as a clean tree gives them, through JSON as in a file."""
-    found = json.loads(json.dumps(records))
-    for one in found:
-        one["env"]["dirty"] = False
-        one["id"] = content_id(one)
-    return found
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from records import cleaned
 from small_steps import small
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from srgan_fast.bench import ceiling, kernel, parts, plot, precision, readme, ta
 from srgan_fast.bench.claims import judge, load_claims, verify
 from srgan_fast.bench.figures import loss_difference, timed_figures
 from srgan_fast.bench.held import exercise
-from srgan_fast.bench.record import content_id, latency, sources_behind
+from srgan_fast.bench.record import latency, sources_behind
 from srgan_fast.cli.bench import bench
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError, UsageError
 from srgan_fast.features import VGG19
@@ -35,15 +36,6 @@ __all__ = ["small"]
 Record = dict[str, Any]
 
 NO_GPU = "a graph of the step needs an NVIDIA GPU"
-
-
-def cleaned(records: list[Record]) -> list[Record]:
-    """The records as a clean tree gives them, through JSON as in a file."""
-    found = json.loads(json.dumps(records))
-    for one in found:
-        one["env"]["dirty"] = False
-        one["id"] = content_id(one)
-    return found  # type: ignore[no-any-return]
 
 
 def measured(stage: str = train.STAGES[1], **options: Any) -> dict[str, Record]:

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +20,7 @@ from srgan_fast.train.config import PRESETS
 from srgan_fast.train.distributed import ALONE, World, join, leave, synchronised
 from srgan_fast.train.step import EagerStep
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As the ranks have it: more threads add in another order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(seed: int = 0) -> nn.Sequential:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +116,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def engines(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def engines(folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A double of TensorRT, and engines that are judged at a small size, for which threads would only wait."""
     fake_tensorrt.install(monkeypatch)
     monkeypatch.setenv("SRGAN_FAST_CACHE", str(folder / "cache"))
     monkeypatch.setattr("srgan_fast.bench.engine.sizes_of", lambda options: [(8, 8)])
     monkeypatch.setattr("srgan_fast.bench.engine._RUNS", 1)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,11 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import assumed
-from op_parity import Guarded, judge, judge_backward
+from op_parity import FLOATS, Guarded, case_of, judge, judge_backward, name_of
 
 from srgan_fast import kernels
 from srgan_fast.kernels import parity
 from srgan_fast.kernels.cases import Case, in_double
-
-FLOATS = (torch.float16, torch.float32, torch.bfloat16)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def places() -> list[Any]:
@@ -57,11 +51,6 @@ def cases_everywhere(*ops: str, usual: torch.dtype) -> pytest.MarkDecorator:
                 marks = [*place.marks, *[pytest.mark.slow] * long]
                 found.append(pytest.param(op, case, *place.values, marks=marks, id=f"{op}: {case.name}-{place.id}"))
     return pytest.mark.parametrize(("op", "case", "device", "dtype"), found)
-
-
-def case_of(op: str, name: str) -> Case:
-    (case,) = [case for case in kernels.load(op).CASES if case.name == name]
-    return case
 
 
 @pytest.fixture

@@ -14,21 +14,15 @@ import torch
 from ahead_of_time import assumed
 from mutations import BACKWARD, MUTATIONS, Mutation, Plant, everywhere, identity, plant, source
 from mutations_colour import COLOUR
-from op_parity import judge, judge_backward
+from op_parity import case_of, judge, judge_backward
 
 from srgan_fast import kernels
-from srgan_fast.kernels.cases import Case
 
 __all__ = ["plant"]
 
 _ALWAYS = 2
 # Unchanged copies that have passed, once for all the mutations of one case.
 _whole: set[tuple[str, str, int, str]] = set()
-
-
-def case_of(op: str, name: str) -> Case:
-    (case,) = [case for case in kernels.load(op).CASES if case.name == name]
-    return case
 
 
 def some_always(mutations: Iterable[Mutation]) -> list[object]:

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from typing import Any
 
 import nearest
 import pytest
-import torch
 from clips import make
 from nearest import Nearest
 
@@ -44,13 +43,9 @@ Fate = Callable[[int, Request], Word | None]
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _short(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments of a quarter of a second, one keyframe each; one thread, as on pictures this small more only wait."""
     monkeypatch.setattr(job, "cut", lambda keyframes, time_base: segments.cut(keyframes, time_base, 0.2))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Here:

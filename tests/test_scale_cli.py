@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from clips import make
+from conftest import one_line
 from PIL import Image
 
 from srgan_fast import Upscaler
@@ -31,12 +32,6 @@ SOAK = bool(os.environ.get("SRGAN_FAST_SOAK"))
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def one_line(result: tuple[int, str, str], code: int, said: str) -> None:
-    assert result[0] == code, result
-    assert said in result[2]
-    assert result[2].count("\n") == 1, result[2]
 
 
 def test_a_folder_of_videos(run: Run, tiny: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,10 @@ from srgan_fast.tensorrt import engines, library, session
 from srgan_fast.tensorrt.build import BuildOptions, Profile, build
 from srgan_fast.tensorrt.session import Engine
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPTIONS = BuildOptions((Profile((1, 1, 1), (1, 16, 24), (2, 40, 48)), Profile((1, 30, 40), (2, 30, 40), (2, 30, 40))))
 DTYPES = {"uint8": torch.uint8, "float": torch.float32}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For pictures this small, threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from capture import Recorded, Repeated
 from ranks import together
-from steps import GAN, TINY, assert_same, batch, everything, networks, one_thread, run, step_of
+from steps import GAN, TINY, assert_same, batch, everything, networks, run, step_of
 from torch import Tensor, nn
 
 from srgan_fast import graph, train
@@ -29,7 +29,6 @@ from srgan_fast.train.distributed import ALONE, World
 from srgan_fast.train.graph_step import GraphStep, make_step
 from srgan_fast.train.step import EagerStep, average_weight, learning_rate
 
-__all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from steps import GAN, TINY, assert_same, batch, everything, networks, one_thread, run, step_of
+from steps import GAN, TINY, assert_same, batch, everything, networks, run, step_of
 from torch import Tensor
 
 from srgan_fast.errors import UsageError
@@ -18,7 +18,6 @@ from srgan_fast.train import losses
 from srgan_fast.train.graph_step import GraphStep
 from srgan_fast.train.step import EagerStep, average_weight, bf16_pays, learning_rate, schedule
 
-__all__ = ["one_thread"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

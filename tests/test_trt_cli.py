@@ -8,14 +8,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import fake_tensorrt
 import numpy as np
 import pytest
-import torch
 
 from srgan_fast import private
 from srgan_fast.bench import engine, parts
@@ -26,17 +25,10 @@ from srgan_fast.tensorrt import engines, library
 from srgan_fast.upscaler import Upscaler
 from srgan_fast.weights import load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., tuple[int, str, str]]
 HERE = ("--device", "cpu")  # which passes for a GPU
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """For pictures this small, threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from clips import make
 from srgan_fast.kernels import rgb_to_yuv, yuv_to_rgb
 from srgan_fast.video.colour import Colour, Matrix, from_rgb, to_rgb
 from srgan_fast.video.source import Source
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 _LUMA = {"bt601": (0.299, 0.587, 0.114), "bt709": (0.2126, 0.7152, 0.0722), "bt2020": (0.2627, 0.6780, 0.0593)}
 SITINGS = ("left", "centre", "topleft")
@@ -42,14 +43,6 @@ _CODES: dict[Matrix, list[tuple[int, int, int]]] = {
         *((78, 214, 230), (63, 102, 240), (32, 240, 118), (16, 128, 128)),
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def matrix_of(name: str) -> np.ndarray:

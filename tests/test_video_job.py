@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 from clips import Sound, make, subtitled
+from conftest import one_line
 from nearest import Nearest
 from PIL import Image
 
@@ -42,12 +43,8 @@ QUICK = VideoOptions(preset="ultrafast")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread_and_none_left() -> Iterator[None]:
-    """On pictures this small threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _none_left(one_thread: None) -> Iterator[None]:
     yield
-    torch.set_num_threads(before)
     assert [thread.name for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)] == []
 
 
@@ -75,12 +72,6 @@ def digests(path: Path, kind: str) -> list[str]:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def one_line(result: tuple[int, str, str], code: int, said: str) -> None:
-    assert result[0] == code, result
-    assert said in result[2]
-    assert result[2].count("\n") == 1, result[2]
 
 
 def test_segments_begin_at_keyframes_that_are_far_enough_apart() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -24,18 +24,9 @@ from srgan_fast.video.encoder import Codec, Encoder, Options, choose, output_of
 from srgan_fast.video.mux import Written, container_of, join, limits
 from srgan_fast.video.source import Frame, Source, main_stream
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCALE = 2
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On pictures this small threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 _FAST = {"libx264": "ultrafast", "libx265": "ultrafast", "libvpx-vp9": "8"}
 
 

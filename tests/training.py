@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,10 @@ TINY = TrainConfig(generator=GeneratorConfig(blocks=1, width=4), crop=32, batch=
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small(one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread, a discriminator of 4 feature maps, and no picture in the report: it would take most of the time."""
     monkeypatch.setattr(report, "draw", lambda *_: None)
     monkeypatch.setattr(trainer_module, "Discriminator", lambda: Discriminator(width=4))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
