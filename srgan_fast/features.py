@@ -51,6 +51,7 @@ class Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sr: Tensor, hr: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+        """The maps of both; those of `hr` are constants to autograd."""
         count = len(sr)
         x = torch.cat([sr, hr]).to(layers[0].weight.dtype)
         kept: list[Tensor] = []
@@ -71,6 +72,7 @@ class Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """The gradient of `sr`, in its shape and dtype, from that of its maps."""
         if grad is None:
             return None, None, None
         kept = list(ctx.saved_tensors)
@@ -124,6 +126,7 @@ class VGG19(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> the maps of phi_{i,j}."""
         return self.features(self._prepared(image))
 
     def pair(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,6 +225,7 @@ class SqueezeNet(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> the maps after fire8."""
         x = F.relu(self.conv1((image + 1).flip(1) * 127.5 - self.mean))
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         for index, fire in enumerate(self.fires, start=2):

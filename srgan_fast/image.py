@@ -46,7 +46,8 @@ _STDERR = threading.Lock()
 class Upscales(Protocol):
     """What `upscale_picture` asks of an upscaler: `Upscaler` is one."""
 
-    def __call__(self, frames: NDArray[Any], /, *, layout: Literal["HWC"]) -> NDArray[Any]: ...
+    def __call__(self, frames: NDArray[Any], /, *, layout: Literal["HWC"]) -> NDArray[Any]:
+        """A frame [h, w, 3] of uint8 or uint16 -> [h*scale, w*scale, 3] in the same dtype."""
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,12 @@ class Layer:
 
     @property
     def outputs(self) -> int:
+        """The channels that come out; of a PReLU its slopes."""
         return self.parts[-1]["weight"].shape[0]
 
     @property
     def inputs(self) -> int:
+        """The channels that go into a convolution."""
         first = self.parts[0]["weight"]
         return first.shape[0] if len(self.parts) == 2 else first.shape[1]
 
@@ -260,6 +262,11 @@ class _Parser:
 def parsed(
     ordered: Mapping[str, Tensor], slope: float | None = None, eps: float = EPS
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """An SRResNet's configuration and its tensors under our names; None if the tensors, in this order, are not one.
+
+    `slope` is that of activations without parameters, None where there are none such; `eps` is what the project's batch
+    normalisation adds to variances, and theirs are shifted so that our network's own gives the same.
+    """
     layers = layers_of(ordered)
     if layers is None:
         return None

@@ -38,10 +38,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Upscaler:
     """A super-resolution network ready to run: call it with frames, get frames `scale` times larger.
 
+    `model` is a bundled name, a weights file or what `load` gives. `tile` is how much of a frame is computed at once,
+    `memory` what this process may take; where both are left open, frames are cut only where the device needs it.
+
     Shapes:  [h, w, 3] or [n, h, w, 3] integers, [3, h, w] or [n, 3, h, w] floats; any other way round by `layout`
     Dtypes:  uint8, uint16, float16, float32, float64 (bfloat16 as a tensor); numpy arrays, torch tensors, objects with
              `__dlpack__` or `__cuda_array_interface__`
-    Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout)
+    Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout);
+             `tile` in LR pixels a side, `memory` in bytes, or as text such as 2G or 512M
     Raises:  ShapeError for frames outside this contract; UsageError, WeightsError, BackendUnavailable,
              MemoryBudgetError from the choices
     """
@@ -73,7 +77,9 @@ class Upscaler:
     def plan(self, height: int, width: int, *, itemsize: int = 1, count: int = 1) -> Plan:
         """How `count` frames of this size will be cut, and the working memory that takes.
 
-        Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
+        Units:   LR pixels; `itemsize` in bytes a value
+        Raises:  MemoryBudgetError if the budget cannot hold the smallest tile; UsageError for a tile that cannot be;
+                 BackendUnavailable if the backend takes no tile of such frames
         """
         copy = 3 * itemsize * self.scale**2
         budget = self._budget(count * height * width * self.scale**2 * 3 * itemsize)

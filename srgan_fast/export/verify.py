@@ -93,6 +93,8 @@ def compare(content: bytes, model: Model, options: Options) -> Agreement | None:
     """Run a file by onnxruntime on a CPU and hold it against the model's own network; None without onnxruntime.
 
     The reference is in float64: that of float32 is off by more than the gate allows in the default model.
+
+    Raises:  ParityError for frames of another size than the network's
     """
     try:
         import onnxruntime
