@@ -190,7 +190,7 @@ class Upscaler:
                 smaller = self._smaller(cut, height, width)
                 if smaller is None:
                     raise MemoryBudgetError(f"out of memory on {self.device} with the smallest tile") from error
-                _log.warning("out of memory on %s: tiles of %s instead of %s", self.device, smaller.tile, cut.tile)
+                _log.warning("out of memory on %s: %s instead of %s", self.device, _said(smaller), _said(cut))
                 cut = smaller
                 torch.cuda.empty_cache()
 
@@ -222,6 +222,11 @@ class Upscaler:
                 ]
 
 
+def _said(cut: Plan) -> str:
+    """How frames are cut, in words."""
+    return f"{cut.frames} at once, {'whole' if cut.tile is None else f'in tiles of {cut.tile} pixels'}"
+
+
 def resolved(device: str) -> str:
     """The device that a name means; `auto` is the GPU if there is one.
 
@@ -230,14 +235,19 @@ def resolved(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}") from None
-    if kind not in ("cpu", "cuda"):
+        asked = None
+    if asked is None or asked.type not in ("cpu", "cuda"):
         raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if asked.type == "cpu":
+        return "cpu"  # also for cpu:0: there is one
+    if not torch.cuda.is_available():
         raise BackendUnavailable(f"device {device} was asked for, but torch sees no NVIDIA GPU; give --device cpu")
-    return device
+    count = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= count:
+        raise BackendUnavailable(f"device {device} was asked for, but torch sees {count} GPUs; give --device cuda")
+    return str(asked)
 
 
 def _layout(frames: Tensor, layout: Layout | None) -> Layout:
