@@ -51,13 +51,12 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
 
     Raises:  what `onnx_bytes` raises
     """
+    written = {kind: onnx_bytes(model, Options(precision, kind, leaky_relu=True)) for kind in KINDS}
+
     import onnx
     from onnx.utils import Extractor
 
-    whole = {}
-    for kind in KINDS:
-        written = onnx_bytes(model, Options(precision, kind, leaky_relu=True))
-        whole[kind] = onnx.shape_inference.infer_shapes(onnx.load_from_string(written))
+    whole = {kind: onnx.shape_inference.infer_shapes(onnx.load_from_string(each)) for kind, each in written.items()}
     name = _first_of_tail(model.network)
     features = next(node.input[0] for node in whole["float"].graph.node if node.name == name)
     trunk = Extractor(whole["float"]).extract_model([INPUT], [features])
