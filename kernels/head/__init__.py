@@ -20,7 +20,7 @@ def pack(weight: Tensor) -> Tensor:
     A row of the kernel is its k pixels of four channels one after another, filled up with zeros to a power of two.
     """
     cout, _, size, _ = weight.shape
-    depth = max(16, 1 << (4 * size - 1).bit_length())
+    depth = max(16, launch.power_of_two(4 * size))
     packed = weight.new_zeros(size, depth, cout)
     colours = torch.nn.functional.pad(weight.permute(2, 3, 1, 0), (0, 0, 0, 1))  # [k, k, 4, cout]
     packed[:, : 4 * size] = colours.reshape(size, 4 * size, cout)

@@ -142,7 +142,7 @@ def _triton(
             BK=tiles.inputs,
             **tiles.constants,
         )
-        block = max(16, 1 << (outputs - 1).bit_length())
+        block = max(16, launch.power_of_two(outputs))
         kernel.tail_sum_pointer[(-(-h * w // _PIXELS), n)](
             row_sums, bias, gain, offset, base, out, h, w, SIZE=size, BP=_PIXELS, BN=block, num_warps=4, **picture
         )
