@@ -175,7 +175,7 @@ def load_vgg19(i: int, j: int, path: Path | None, convention: str) -> VGG19:
     try:
         network.load_state_dict({key: tensors[key] for key in wanted})
     except (KeyError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"expected torchvision's vgg19 in {path}, got other tensors ({error})") from error
+        raise _others(f"torchvision's vgg19 in {path}", error) from error
     return network.eval()
 
 
@@ -263,8 +263,14 @@ def load_squeezenet(path: Path | None) -> SqueezeNet:
             module.weight.data.copy_(weight)
             module.bias.data.copy_(bias)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"expected SqueezeNet 1.0 in {path}, got other tensors ({error})") from error
+        raise _others(f"SqueezeNet 1.0 in {path}", error) from error
     return network.eval()
+
+
+def _others(expected: str, error: Exception) -> WeightsError:
+    # torch tells of every tensor in a line of its own.
+    reason = " ".join(str(error).split())[:160]
+    return WeightsError(f"expected {expected}, got other tensors ({reason}); give the file of that network")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -273,7 +279,10 @@ def _read(path: Path) -> dict[str, Any]:
     except WeightsError:
         raise
     except Exception as error:  # torch.load meets damaged files with whatever its parser stumbles over
-        raise WeightsError(f"expected PyTorch weights, got a file that cannot be read: {path}") from error
+        said = f"expected PyTorch weights, got a file that cannot be read: {path}; fetch it again"
+        raise WeightsError(said) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"expected a dictionary of tensors in {path}, got {type(content).__name__}")
+        raise WeightsError(
+            f"expected a dictionary of tensors in {path}, got {type(content).__name__}; give the weights alone"
+        )
     return content

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.rewrite import normalised
 
 EPS = 1e-5  # of PyTorch's batch normalisation
 # Above this many parts their orders are too many to try.
@@ -237,10 +238,9 @@ class _Parser:
         norm, weight = layer.parts[0], self.tensors.get(f"{name}.weight")
         if weight is None or not layer.statistics or len(norm["weight"]) != len(weight):
             raise _Mismatch
-        gain = norm["weight"].double() / torch.sqrt(norm["running_var"].double() + EPS)
-        bias = self.tensors.get(f"{name}.bias", torch.zeros(len(weight))).double()
-        self.tensors[f"{name}.weight"] = (weight.double() * gain.view(-1, 1, 1, 1)).float()
-        self.tensors[f"{name}.bias"] = ((bias - norm["running_mean"].double()) * gain + norm["bias"].double()).float()
+        statistics = (norm[key] for key in ("weight", "bias", "running_mean", "running_var"))
+        both = normalised(weight.double(), self.tensors.get(f"{name}.bias"), *statistics, EPS)
+        self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = (each.float() for each in both)
         self.position += 1
 
     def _even_kernels(self) -> int:
