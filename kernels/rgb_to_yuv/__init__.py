@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import takes_reference
-from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, ToYUV, bands
+from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, ToYUV, bands, shapes
 from srgan_fast.kernels.contract import LEVELS, output_for
 from srgan_fast.kernels.rgb_to_yuv.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.rgb_to_yuv.reference import planes
@@ -49,13 +49,11 @@ def run(
     holds = {torch.uint8: 8, torch.uint16: 16}.get(dtype, 16 if dtype.is_floating_point else 0)
     if not 8 <= depth <= holds or (rgb.dtype not in LEVELS and not rgb.dtype.is_floating_point):
         raise ValueError(f"expected pixels and a dtype that holds {depth} bits, got {rgb.dtype} and {dtype}")
-    shapes = _shapes(rgb, subsampling)
-    if out is not None and len(out) != len(shapes):
-        raise ValueError(f"expected {len(shapes)} planes as out, got {len(out)}")
-    places = tuple(
-        output_for(rgb, None if out is None else out[i], *shape, dtype=dtype) for i, shape in enumerate(shapes)
-    )
-    (h, w), (ch, cw) = shapes[0], shapes[-1]
+    sizes = shapes(*rgb.shape[:2], subsampling)
+    if out is not None and len(out) != len(sizes):
+        raise ValueError(f"expected {len(sizes)} planes as out, got {len(out)}")
+    places = tuple(output_for(rgb, None if out is None else out[i], *size, dtype=dtype) for i, size in enumerate(sizes))
+    (h, w), (ch, cw) = sizes[0], sizes[-1]
     if takes_reference(rgb) or dtype == torch.float64:
         for first, end in bands(rgb):
             found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, first, end)
@@ -89,13 +87,6 @@ def run(
     return places
 
 
-def _shapes(rgb: Tensor, subsampling: str) -> list[tuple[int, int]]:
-    """Those of the planes."""
-    h, w, _ = rgb.shape
-    less = SUBSAMPLINGS[subsampling]
-    return [(h, w)] + ([] if less is None else [(-(-h // less[0]), -(-w // less[1]))] * 2)
-
-
 @torch.library.custom_op("srgan_fast::rgb_to_yuv", mutates_args=())
 def rgb_to_yuv(
     rgb: torch.Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
@@ -108,12 +99,12 @@ def rgb_to_yuv(
 def _(
     rgb: Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
 ) -> list[Tensor]:
-    return [rgb.new_empty(shape, dtype=dtype) for shape in _shapes(rgb, subsampling)]
+    return [rgb.new_empty(shape, dtype=dtype) for shape in shapes(*rgb.shape[:2], subsampling)]
 
 
 def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
     """The colours smoothed to where chroma lies, in each direction where it is sparser, and the matrix."""
-    luma, *chroma = (rows * columns for rows, columns in _shapes(rgb, subsampling))
+    luma, *chroma = (rows * columns for rows, columns in shapes(*rgb.shape[:2], subsampling))
     less_down, less_across = SUBSAMPLINGS[subsampling] or (1, 1)
     smoothed = sum(chroma[:1]) * 3 * 4 * ((less_across == 2) + less_across * (less_down == 2))
     return 6 * (luma + sum(chroma)) + smoothed
@@ -121,4 +112,4 @@ def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
 
 def bytes_moved(rgb: Tensor, subsampling: str, dtype: torch.dtype, **_: object) -> int:
     """Bytes that must be read and written once."""
-    return rgb.nbytes + sum(rows * columns for rows, columns in _shapes(rgb, subsampling)) * dtype.itemsize
+    return rgb.nbytes + sum(rows * columns for rows, columns in shapes(*rgb.shape[:2], subsampling)) * dtype.itemsize
