@@ -19,7 +19,7 @@ from srgan_fast.backends import selfcheck
 from srgan_fast.backends.eager import quantise
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable
-from srgan_fast.export.parts import Frames
+from srgan_fast.export.graph import Frames
 from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.kernels.parity import Agreement
 from srgan_fast.tiling import Footprint

@@ -103,7 +103,7 @@ class _Entry:
 
     about: dict[str, Any]
     trunk: bytes
-    tails: dict[parts.Frames, bytes]
+    tails: dict[graph.Frames, bytes]
     want: Tensor
 
     def to_bytes(self) -> bytes:
@@ -121,7 +121,7 @@ class _Entry:
         for key, size in head["bytes"].items():
             bodies[key], body = body[:size], body[size:]
         want = torch.frombuffer(bytearray(bodies["want"]), dtype=torch.float32).view(head["want"])
-        return _Entry(head["about"], bodies["trunk"], {kind: bodies[kind] for kind in parts.KINDS}, want)
+        return _Entry(head["about"], bodies["trunk"], {kind: bodies[kind] for kind in graph.FRAMES}, want)
 
 
 class OpenVINOBackend(ExportedBackend):
