@@ -238,8 +238,8 @@ class _Parser:
         norm, weight = layer.parts[0], self.tensors.get(f"{name}.weight")
         if weight is None or not layer.statistics or len(norm["weight"]) != len(weight):
             raise _Mismatch
-        statistics = (norm[key] for key in ("weight", "bias", "running_mean", "running_var"))
-        both = normalised(weight.double(), self.tensors.get(f"{name}.bias"), *statistics, EPS)
+        gamma, beta, mean, variance = (norm[key] for key in ("weight", "bias", "running_mean", "running_var"))
+        both = normalised(weight.double(), self.tensors.get(f"{name}.bias"), gamma, beta, mean, variance, EPS)
         self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = (each.float() for each in both)
         self.position += 1
 

@@ -186,6 +186,10 @@ def test_layouts_and_colours_agree(model: weights.Model) -> None:
     frozen.flags.writeable = False
     assert np.array_equal(upscaler(frozen), want)
     assert np.array_equal(upscaler(np.asfortranarray(hwc)), want)
+    for deep in (hwc.astype(">u2") * 257, hwc.astype(">f4").transpose(2, 0, 1) / 255):
+        swapped = upscaler(deep)
+        assert swapped.dtype == deep.dtype
+        assert np.array_equal(swapped, upscaler(deep.astype(deep.dtype.newbyteorder("="))))
 
 
 @pytest.mark.parametrize(

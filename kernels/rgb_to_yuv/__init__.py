@@ -49,7 +49,7 @@ def run(
     holds = {torch.uint8: 8, torch.uint16: 16}.get(dtype, 16 if dtype.is_floating_point else 0)
     if not 8 <= depth <= holds or (rgb.dtype not in LEVELS and not rgb.dtype.is_floating_point):
         raise ValueError(f"expected pixels and a dtype that holds {depth} bits, got {rgb.dtype} and {dtype}")
-    sizes = shapes(*rgb.shape[:2], subsampling)
+    sizes = shapes(rgb.shape[0], rgb.shape[1], subsampling)
     if out is not None and len(out) != len(sizes):
         raise ValueError(f"expected {len(sizes)} planes as out, got {len(out)}")
     places = tuple(output_for(rgb, None if out is None else out[i], *size, dtype=dtype) for i, size in enumerate(sizes))
@@ -99,12 +99,12 @@ def rgb_to_yuv(
 def _(
     rgb: Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
 ) -> list[Tensor]:
-    return [rgb.new_empty(shape, dtype=dtype) for shape in shapes(*rgb.shape[:2], subsampling)]
+    return [rgb.new_empty(shape, dtype=dtype) for shape in shapes(rgb.shape[0], rgb.shape[1], subsampling)]
 
 
 def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
     """The colours smoothed to where chroma lies, in each direction where it is sparser, and the matrix."""
-    luma, *chroma = (rows * columns for rows, columns in shapes(*rgb.shape[:2], subsampling))
+    luma, *chroma = (rows * columns for rows, columns in shapes(rgb.shape[0], rgb.shape[1], subsampling))
     less_down, less_across = SUBSAMPLINGS[subsampling] or (1, 1)
     smoothed = sum(chroma[:1]) * 3 * 4 * ((less_across == 2) + less_across * (less_down == 2))
     return 6 * (luma + sum(chroma)) + smoothed
@@ -112,4 +112,7 @@ def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
 
 def bytes_moved(rgb: Tensor, subsampling: str, dtype: torch.dtype, **_: object) -> int:
     """Bytes that must be read and written once."""
-    return rgb.nbytes + sum(rows * columns for rows, columns in shapes(*rgb.shape[:2], subsampling)) * dtype.itemsize
+    return (
+        rgb.nbytes
+        + sum(rows * columns for rows, columns in shapes(rgb.shape[0], rgb.shape[1], subsampling)) * dtype.itemsize
+    )
