@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgan_fast.model import Generator, GeneratorConfig
-from srgan_fast.rewrite import normalised
+from srgan_fast.rewrite import folded_weights
 
 EPS = 1e-5  # of PyTorch's batch normalisation
 # Above this many parts their orders are too many to try.
@@ -239,7 +239,7 @@ class _Parser:
         if weight is None or not layer.statistics or len(norm["weight"]) != len(weight):
             raise _Mismatch
         gamma, beta, mean, variance = (norm[key] for key in ("weight", "bias", "running_mean", "running_var"))
-        both = normalised(weight.double(), self.tensors.get(f"{name}.bias"), gamma, beta, mean, variance, EPS)
+        both = folded_weights(weight.double(), self.tensors.get(f"{name}.bias"), gamma, beta, mean, variance, EPS)
         self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = (each.float() for each in both)
         self.position += 1
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from srgan_fast.model import Generator, SubPixelStage
 
 
-def normalised(
+def folded_weights(
     weight: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution that does what it and batch normalisation after it did.
@@ -44,7 +44,7 @@ def folded(network: nn.Module) -> nn.Module:
                 continue
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            weight, bias = normalised(
+            weight, bias = folded_weights(
                 conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
             )
             conv.weight, conv.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))

@@ -49,7 +49,7 @@ def run(
     holds = {torch.uint8: 8, torch.uint16: 16}.get(dtype, 16 if dtype.is_floating_point else 0)
     if not 8 <= depth <= holds or (rgb.dtype not in LEVELS and not rgb.dtype.is_floating_point):
         raise ValueError(f"expected pixels and a dtype that holds {depth} bits, got {rgb.dtype} and {dtype}")
-    sizes = shapes(rgb.shape[0], rgb.shape[1], subsampling)
+    sizes = _shapes(rgb, subsampling)
     if out is not None and len(out) != len(sizes):
         raise ValueError(f"expected {len(sizes)} planes as out, got {len(out)}")
     places = tuple(output_for(rgb, None if out is None else out[i], *size, dtype=dtype) for i, size in enumerate(sizes))
@@ -87,6 +87,10 @@ def run(
     return places
 
 
+def _shapes(rgb: Tensor, subsampling: str) -> list[tuple[int, int]]:
+    return shapes(rgb.shape[0], rgb.shape[1], subsampling)
+
+
 @torch.library.custom_op("srgan_fast::rgb_to_yuv", mutates_args=())
 def rgb_to_yuv(
     rgb: torch.Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
@@ -99,12 +103,12 @@ def rgb_to_yuv(
 def _(
     rgb: Tensor, matrix: str, full: bool, depth: int, subsampling: str, siting: str, dtype: torch.dtype
 ) -> list[Tensor]:
-    return [rgb.new_empty(shape, dtype=dtype) for shape in shapes(rgb.shape[0], rgb.shape[1], subsampling)]
+    return [rgb.new_empty(shape, dtype=dtype) for shape in _shapes(rgb, subsampling)]
 
 
 def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
     """The colours smoothed to where chroma lies, in each direction where it is sparser, and the matrix."""
-    luma, *chroma = (rows * columns for rows, columns in shapes(rgb.shape[0], rgb.shape[1], subsampling))
+    luma, *chroma = (rows * columns for rows, columns in _shapes(rgb, subsampling))
     less_down, less_across = SUBSAMPLINGS[subsampling] or (1, 1)
     smoothed = sum(chroma[:1]) * 3 * 4 * ((less_across == 2) + less_across * (less_down == 2))
     return 6 * (luma + sum(chroma)) + smoothed
@@ -112,7 +116,4 @@ def flops(rgb: Tensor, subsampling: str, **_: object) -> int:
 
 def bytes_moved(rgb: Tensor, subsampling: str, dtype: torch.dtype, **_: object) -> int:
     """Bytes that must be read and written once."""
-    return (
-        rgb.nbytes
-        + sum(rows * columns for rows, columns in shapes(rgb.shape[0], rgb.shape[1], subsampling)) * dtype.itemsize
-    )
+    return rgb.nbytes + sum(rows * columns for rows, columns in _shapes(rgb, subsampling)) * dtype.itemsize
