@@ -22,6 +22,12 @@ SUBSAMPLINGS = {"400": None, "420": (2, 2), "422": (1, 2), "444": (1, 1)}
 _BAND_PIXELS = 1 << 17
 
 
+def shapes(height: int, width: int, subsampling: str) -> list[tuple[int, int]]:
+    """Those of the planes of a frame: of luma, and where there is chroma of both its planes."""
+    less = SUBSAMPLINGS[subsampling]
+    return [(height, width)] + ([] if less is None else [(-(-height // less[0]), -(-width // less[1]))] * 2)
+
+
 def levels(full: bool, depth: int) -> tuple[float, float, float, float]:
     """Offset and span of luma, then of chroma, in code values: ITU-T H.273 equations 20 to 31."""
     if full:

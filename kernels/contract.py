@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,15 @@ def expect(name: str, tensor: Tensor, *shape: int | None, dtype: torch.dtype | N
     return got
 
 
+def expect_pixels(name: str, dtype: torch.dtype) -> None:
+    """Refuse what is no dtype of pixels.
+
+    Raises:  ValueError that says what was expected and what came
+    """
+    if dtype not in LEVELS and not dtype.is_floating_point:
+        raise ValueError(f"expected {name} in uint8, uint16 or a floating-point dtype, got {dtype}")
+
+
 def expect_batch(name: str, tensor: Tensor) -> None:
     """Refuse a batch beyond 32-bit offsets, for kernels that look at all of its frames as one.
 
@@ -46,7 +57,7 @@ def output_for(x: Tensor, out: Tensor | None, *shape: int, dtype: torch.dtype | 
 
     Raises:  ValueError for an `out` that does not fit, or a frame beyond 32-bit offsets
     """
-    if max(x[0].numel(), _product(shape[1:])) > MOST_ELEMENTS:
+    if max(x[0].numel(), math.prod(shape[1:])) > MOST_ELEMENTS:
         raise ValueError(f"expected frames of at most {MOST_ELEMENTS} values, got {list(shape)}; cut them into tiles")
     if out is None:
         return x.new_empty(shape, dtype=dtype or x.dtype)
@@ -56,10 +67,3 @@ def output_for(x: Tensor, out: Tensor | None, *shape: int, dtype: torch.dtype | 
             f" got {list(out.shape)} in {out.dtype}, strides {list(out.stride())}"
         )
     return out
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

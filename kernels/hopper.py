@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from srgan_fast.kernels import architecture, driver, forced, nvrtc
+from srgan_fast.kernels.cases import in_double
 from srgan_fast.kernels.launch import pretended
 from srgan_fast.kernels.nvrtc import Specialisation
-from srgan_fast.kernels.parity import Report, exact_float32
+from srgan_fast.kernels.parity import Report, compare, exact_float32
 
 SM = 90
 SHARED_LIMIT_BYTES = 232448
@@ -369,9 +370,6 @@ def compare_by(
     reference: Callable[..., Tensor], arguments: dict[str, Any], fast: Tensor, dtype: torch.dtype | None = None
 ) -> Report:
     """Hold a kernel's result against the op's reference by the tolerance rule, of the result's dtype or another."""
-    from srgan_fast.kernels.cases import in_double
-    from srgan_fast.kernels.parity import compare
-
     with exact_float32(fast.device):
         return compare(fast, reference(**arguments), reference(**in_double(arguments)), dtype or fast.dtype)
 

@@ -94,9 +94,9 @@ def choose(sm: int, processors: int, frames: int, height: int, width: int, cin: 
     """
     known = nearest_architecture(sm)
     row = _TABLE[known]
-    outputs = max(16, min(row.most_outputs, _power_of_two(cout)))
+    outputs = max(16, min(row.most_outputs, power_of_two(cout)))
     # A product of int8 takes 32 inputs at the least, of 16-bit floats 16.
-    inputs = max(32 if itemsize == 1 else 16, min(32 if itemsize > 2 else 64, _power_of_two(cin)))
+    inputs = max(32 if itemsize == 1 else 16, min(32 if itemsize > 2 else 64, power_of_two(cin)))
     rows, warps, stages = row.rows, row.num_warps, row.num_stages
     if itemsize > 2:
         # Without tensor cores the operands need registers too: more threads share a tile, and fewer are in flight.
@@ -150,7 +150,8 @@ def _programs(frames: int, height: int, width: int, cout: int, rows: int, column
     return frames * -(-height // rows) * -(-width // columns) * -(-cout // outputs)
 
 
-def _power_of_two(value: int) -> int:
+def power_of_two(value: int) -> int:
+    """The least one that is not below a value from 1 up: blocks of Triton have such sizes."""
     return 1 << (value - 1).bit_length()
 
 
@@ -159,7 +160,7 @@ def join_parts(
 ) -> None:
     """Launch moments.join_parts_pointer: statistics of so many pixels from parts [parts, 2, c] of a block each."""
     channels = parts.shape[-1]
-    rows = min(256, _power_of_two(len(parts)))
+    rows = min(256, power_of_two(len(parts)))
     kernel[(-(-channels // 16),)](
         parts, mean, variance, len(parts), pixels, block, C=channels, BR=rows, BC=16, num_warps=4
     )

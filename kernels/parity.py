@@ -134,6 +134,17 @@ def compare_exact(fast: Tensor, truth: Tensor) -> Report:
     return Report(same, float(error.max()), 0.0, float(error.square().mean().sqrt() / scale), 0.0)
 
 
+def compare_pixels(pixels: Tensor, floats: Tensor) -> Report:
+    """Hold integer pixels to what becomes of the same op's floats, bit for bit: floor(v * m + 0.5).
+
+    Shapes:  both alike
+    Dtypes:  pixels uint8 or uint16, floats float32
+    Units:   floats in [0, 1]
+    """
+    levels = (floats * LEVELS[pixels.dtype] + 0.5).floor()
+    return compare_exact(pixels, levels.to(torch.int32).to(pixels.dtype))
+
+
 def _alike(*tensors: Tensor) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len(set(shapes)) != 1 or tensors[0].numel() == 0:
@@ -186,8 +197,7 @@ def check_case(op: Op, arguments: Arguments, dtype: torch.dtype, floor: float | 
         if wanted in LEVELS:
             (pixels,), arguments = returned(op.run(**arguments)), {**arguments, "dtype": torch.float32}
             (floats,) = returned(op.run(**arguments))
-            levels = (floats * LEVELS[wanted] + 0.5).floor().to(torch.int32).to(wanted)
-            if not (exact := compare_exact(pixels, levels)).passed:
+            if not (exact := compare_pixels(pixels, floats)).passed:
                 return exact
         ways = ((op.run, arguments), (op.reference, arguments), (op.reference, in_double(arguments)))
         fast, plain, truth = (all_results(op, call, given) for call, given in ways)

@@ -27,7 +27,8 @@ def borrowed(frames: object) -> tuple[Tensor, Back]:
     if isinstance(frames, Tensor):
         return frames, _as_it_is
     if isinstance(frames, np.ndarray):
-        return _from_numpy(frames), Tensor.numpy
+        dtype = frames.dtype
+        return _from_numpy(frames), lambda result: result.numpy().astype(dtype, copy=False)
     kind = type(frames).__name__
     if hasattr(frames, "__dlpack__"):
         try:
@@ -56,7 +57,7 @@ def _as_it_is(result: Tensor) -> Tensor:
 
 def _from_numpy(frames: NDArray[Any]) -> Tensor:
     try:
-        # A read-only array is copied: torch has no read-only tensors.
-        return torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+        # A read-only array is copied, and so is one in the other order of bytes: torch has neither as tensors.
+        return torch.from_numpy(np.require(frames, frames.dtype.newbyteorder("="), ["C", "W"]))
     except TypeError:
         raise ShapeError(f"expected uint8, uint16 or floating-point frames, got {frames.dtype}") from None

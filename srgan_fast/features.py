@@ -51,6 +51,7 @@ class Chain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, sr: Tensor, hr: Tensor, layers: Sequence[Layer]) -> tuple[Tensor, Tensor]:
+        """The maps of both; those of `hr` are constants to autograd."""
         count = len(sr)
         x = torch.cat([sr, hr]).to(layers[0].weight.dtype)
         kept: list[Tensor] = []
@@ -71,6 +72,7 @@ class Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """The gradient of `sr`, in its shape and dtype, from that of its maps."""
         if grad is None:
             return None, None, None
         kept = list(ctx.saved_tensors)
@@ -124,6 +126,7 @@ class VGG19(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> the maps of phi_{i,j}."""
         return self.features(self._prepared(image))
 
     def pair(self, sr: Tensor, hr: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +175,7 @@ def load_vgg19(i: int, j: int, path: Path | None, convention: str) -> VGG19:
     try:
         network.load_state_dict({key: tensors[key] for key in wanted})
     except (KeyError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"expected torchvision's vgg19 in {path}, got other tensors ({error})") from error
+        raise _others(f"torchvision's vgg19 in {path}", error) from error
     return network.eval()
 
 
@@ -222,6 +225,7 @@ class SqueezeNet(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> the maps after fire8."""
         x = F.relu(self.conv1((image + 1).flip(1) * 127.5 - self.mean))
         x = F.max_pool2d(x, 3, 2, ceil_mode=True)
         for index, fire in enumerate(self.fires, start=2):
@@ -259,8 +263,14 @@ def load_squeezenet(path: Path | None) -> SqueezeNet:
             module.weight.data.copy_(weight)
             module.bias.data.copy_(bias)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsError(f"expected SqueezeNet 1.0 in {path}, got other tensors ({error})") from error
+        raise _others(f"SqueezeNet 1.0 in {path}", error) from error
     return network.eval()
+
+
+def _others(expected: str, error: Exception) -> WeightsError:
+    # torch tells of every tensor in a line of its own.
+    reason = " ".join(str(error).split())[:160]
+    return WeightsError(f"expected {expected}, got other tensors ({reason}); give the file of that network")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -269,7 +279,10 @@ def _read(path: Path) -> dict[str, Any]:
     except WeightsError:
         raise
     except Exception as error:  # torch.load meets damaged files with whatever its parser stumbles over
-        raise WeightsError(f"expected PyTorch weights, got a file that cannot be read: {path}") from error
+        said = f"expected PyTorch weights, got a file that cannot be read: {path}; fetch it again"
+        raise WeightsError(said) from error
     if not isinstance(content, dict):
-        raise WeightsError(f"expected a dictionary of tensors in {path}, got {type(content).__name__}")
+        raise WeightsError(
+            f"expected a dictionary of tensors in {path}, got {type(content).__name__}; give the weights alone"
+        )
     return content

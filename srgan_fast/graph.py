@@ -27,6 +27,7 @@ class Replay:
     work: Work
 
     def __call__(self) -> None:
+        """Launch the work again, on the current stream."""
         self.graph.replay()
 
     def free(self) -> None:

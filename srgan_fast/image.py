@@ -32,6 +32,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", "
 
 # Above this Pillow calls a picture a decompression bomb; its own check can be switched off, this one cannot.
 MAX_PIXELS = 178_956_970
+# Of a file, which is read whole: that many pixels of 16 bits and four channels take a third of it.
 _MAX_FILE_BYTES = 2**32
 
 _SIXTEEN_BIT = frozenset({".png", ".tif", ".tiff"})
@@ -46,7 +47,8 @@ _STDERR = threading.Lock()
 class Upscales(Protocol):
     """What `upscale_picture` asks of an upscaler: `Upscaler` is one."""
 
-    def __call__(self, frames: NDArray[Any], /, *, layout: Literal["HWC"]) -> NDArray[Any]: ...
+    def __call__(self, frames: NDArray[Any], /, *, layout: Literal["HWC"]) -> NDArray[Any]:
+        """A frame [h, w, 3] of uint8 or uint16 -> [h*scale, w*scale, 3] in the same dtype."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def read(path: Path) -> Picture:
         if path.exists() and not path.is_file():
             raise InputError(f"expected an image file, got a device or a pipe: {path}; save the picture to a file")
         if path.stat().st_size > _MAX_FILE_BYTES:
-            raise InputError(f"expected an image of less than 4 GiB, got {path.stat().st_size} bytes: {path}; cut it")
+            raise InputError(f"expected an image of at most 4 GiB, got {path.stat().st_size} bytes: {path}; cut it")
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the name and its permissions") from error
@@ -125,7 +127,7 @@ def check_target(path: Path, picture: Picture, scale: int = 1) -> None:
 
     Raises:  UsageError naming a format that can
     """
-    suffix = path.suffix.lower()
+    suffix = _suffix(path)
     if suffix not in IMAGE_SUFFIXES:
         raise UsageError(f"expected an output of {', '.join(sorted(IMAGE_SUFFIXES))}, got {path.name}")
     if picture.rgb.dtype == np.uint16 and suffix not in _SIXTEEN_BIT:
@@ -150,15 +152,20 @@ def write(path: Path, picture: Picture) -> None:
     """
     check_target(path, picture)
     try:
-        target = path.resolve()  # its suffix counts, not that of a link to it
-        with atomic(target) as file:
+        with atomic(path) as file:
             # Not straight into the file: Pillow's encoders take a short write, as on a full disk, for success.
             buffer = io.BytesIO()
-            _encode(buffer, target.suffix.lower(), picture)
+            _encode(buffer, _suffix(path), picture)
             file.write(buffer.getbuffer())
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OutputError(f"cannot write {path}: {reason}; free some space or name another folder") from error
+
+
+def _suffix(path: Path) -> str:
+    """What names the format: the suffix of the file that a link leads to if it is an image's, else the link's own."""
+    own = Path(os.path.realpath(path)).suffix.lower()
+    return own if own in IMAGE_SUFFIXES else path.suffix.lower()
 
 
 def upscale_picture(picture: Picture, upscale: Upscales) -> Picture:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.rewrite import folded_weights
 
 EPS = 1e-5  # of PyTorch's batch normalisation
 # Above this many parts their orders are too many to try.
@@ -34,10 +35,12 @@ class Layer:
 
     @property
     def outputs(self) -> int:
+        """The channels that come out; of a PReLU its slopes."""
         return self.parts[-1]["weight"].shape[0]
 
     @property
     def inputs(self) -> int:
+        """The channels that go into a convolution."""
         first = self.parts[0]["weight"]
         return first.shape[0] if len(self.parts) == 2 else first.shape[1]
 
@@ -235,10 +238,9 @@ class _Parser:
         norm, weight = layer.parts[0], self.tensors.get(f"{name}.weight")
         if weight is None or not layer.statistics or len(norm["weight"]) != len(weight):
             raise _Mismatch
-        gain = norm["weight"].double() / torch.sqrt(norm["running_var"].double() + EPS)
-        bias = self.tensors.get(f"{name}.bias", torch.zeros(len(weight))).double()
-        self.tensors[f"{name}.weight"] = (weight.double() * gain.view(-1, 1, 1, 1)).float()
-        self.tensors[f"{name}.bias"] = ((bias - norm["running_mean"].double()) * gain + norm["bias"].double()).float()
+        gamma, beta, mean, variance = (norm[key] for key in ("weight", "bias", "running_mean", "running_var"))
+        both = folded_weights(weight.double(), self.tensors.get(f"{name}.bias"), gamma, beta, mean, variance, EPS)
+        self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"] = (each.float() for each in both)
         self.position += 1
 
     def _even_kernels(self) -> int:
@@ -260,6 +262,11 @@ class _Parser:
 def parsed(
     ordered: Mapping[str, Tensor], slope: float | None = None, eps: float = EPS
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """An SRResNet's configuration and its tensors under our names; None if the tensors, in this order, are not one.
+
+    `slope` is that of activations without parameters, None where there are none such; `eps` is what the project's batch
+    normalisation adds to variances, and theirs are shifted so that our network's own gives the same.
+    """
     layers = layers_of(ordered)
     if layers is None:
         return None

@@ -19,13 +19,14 @@ _LARGE_BYTES = 1 << 20
 
 
 def parse_memory(memory: str | int | None) -> int | None:
-    """A memory budget in bytes from '2G', '512M', '800MiB' or a number of bytes.
+    """A memory budget in bytes from '2G', '512M', '800MiB' or a number of bytes; letters are powers of 1024.
 
     Raises:  UsageError for anything else
     """
     if memory is None or isinstance(memory, int):
         return memory
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", memory, re.IGNORECASE)
+    pattern = r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*"
+    match = re.fullmatch(pattern, memory, re.IGNORECASE) if isinstance(memory, str) else None
     if not match:
         raise UsageError(f"expected a memory budget such as 2G or 512M, got {memory!r}")
     return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))

@@ -82,6 +82,7 @@ class ResidualBlock(nn.Module):
         self.norm2 = _norm(config.norm, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [n, width, h, w] -> maps of the same shape."""
         return x + self.norm2(self.conv2(self.prelu(self.norm1(self.conv1(x)))))
 
 
@@ -95,6 +96,7 @@ class SubPixelStage(nn.Module):
         self.prelu = _prelu(config.prelu, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [n, width, h, w] -> [n, width, 2h, 2w]."""
         return self.prelu(self.shuffle(self.conv(x)))
 
 
@@ -138,6 +140,7 @@ class Generator(nn.Module):
         return torch.tanh(hr) if self.config.activation == "tanh" else hr
 
     def forward(self, lr: Tensor) -> Tensor:
+        """LR frames [n, 3, h, w] -> HR [n, 3, h*scale, w*scale]."""
         return self.tail(self.trunk(lr), lr)
 
 
@@ -191,6 +194,7 @@ class SRVGGNetCompact(nn.Module):
         return self.shuffle(self.output(features)) + base
 
     def forward(self, lr: Tensor) -> Tensor:
+        """LR frames [n, 3, h, w] -> HR [n, 3, h*scale, w*scale]."""
         return self.tail(self.trunk(lr), lr)
 
 
@@ -217,6 +221,7 @@ class PlainBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps [n, width, h, w] -> maps of the same shape."""
         return x + self.conv2(F.relu(self.conv1(x)))
 
 
@@ -259,6 +264,7 @@ class MSRResNet(nn.Module):
         return hr + base.to(hr.dtype)
 
     def forward(self, lr: Tensor) -> Tensor:
+        """LR frames [n, 3, h, w] -> HR [n, 3, h*scale, w*scale]."""
         return self.tail(self.trunk(lr), lr)
 
 
@@ -288,6 +294,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> logits [n], above 0 for photographs."""
         return self.classifier(self.features(image))[:, 0]
 
     def probability(self, image: Tensor) -> Tensor:

@@ -22,6 +22,14 @@ def _as_float(image: Tensor) -> Tensor:
     return image.reshape(-1, *image.shape[-3:]).to(torch.float32)
 
 
+def _shrunk(image: Tensor, scale: int) -> tuple[int, int]:
+    """Height and width of an image that is `scale` times smaller."""
+    height, width = image.shape[-2:]
+    if height % scale or width % scale or min(height, width) == 0:
+        raise ShapeError(f"expected a height and width that are multiples of {scale}, got {height}x{width}; crop first")
+    return height // scale, width // scale
+
+
 def _round_u8(x: Tensor) -> Tensor:
     return (x + 0.5).floor_().clamp_(0, 255)
 
@@ -44,11 +52,9 @@ def imresize_down(image: Tensor, scale: int) -> Tensor:
     Raises:  ShapeError for another dtype or size
     Source:  MATLAB imresize before 2019 (replicated border); 219 of 219 published LR images identical
     """
-    height, width = image.shape[-2:]
-    if height % scale or width % scale or min(height, width) == 0:
-        raise ShapeError(f"expected a height and width that are multiples of {scale}, got {height}x{width}; crop first")
-    x = _two_passes(_as_float(image), (height // scale, width // scale), pad=2 * scale, crop=2)
-    return x.to(torch.uint8).reshape(*image.shape[:-2], height // scale, width // scale)
+    height, width = _shrunk(image, scale)
+    x = _two_passes(_as_float(image), (height, width), pad=2 * scale, crop=2)
+    return x.to(torch.uint8).reshape(*image.shape[:-2], height, width)
 
 
 def imresize_up(image: Tensor, scale: int) -> Tensor:
@@ -56,6 +62,7 @@ def imresize_up(image: Tensor, scale: int) -> Tensor:
 
     Shapes:  [..., c, h, w] -> [..., c, h*scale, w*scale]
     Dtypes:  uint8, computed in float32
+    Raises:  ShapeError for another dtype
     """
     height, width = image.shape[-2:]
     x = _two_passes(_as_float(image), (height * scale, width * scale), pad=2, crop=2 * scale)
@@ -75,9 +82,7 @@ def gaussian_down(image: Tensor, scale: int, sigma: float) -> Tensor:
     Units:   sigma in HR pixels
     Raises:  ShapeError for another dtype or size
     """
-    height, width = image.shape[-2:]
-    if height % scale or width % scale or min(height, width) == 0:
-        raise ShapeError(f"expected a height and width that are multiples of {scale}, got {height}x{width}; crop first")
+    height, width = _shrunk(image, scale)
     x = _as_float(image)
     reach = max(1, math.ceil(3 * sigma / scale)) * scale
     kernel = _gaussian(scale, sigma, reach, x.device)
@@ -85,7 +90,7 @@ def gaussian_down(image: Tensor, scale: int, sigma: float) -> Tensor:
     x = F.pad(x, (reach, reach, reach, reach), mode="replicate")
     x = F.conv2d(x, kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1), stride=(scale, 1), groups=channels)
     x = F.conv2d(x, kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1), stride=(1, scale), groups=channels)
-    return _round_u8(x).to(torch.uint8).reshape(*image.shape[:-2], height // scale, width // scale)
+    return _round_u8(x).to(torch.uint8).reshape(*image.shape[:-2], height, width)
 
 
 @lru_cache(maxsize=16)  # on a GPU the host would wait for the copy, in every step of a run

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from srgan_fast.errors import MemoryBudgetError, ShapeError, UsageError
+from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.upscaler import Upscaler
 
 Rectangle = tuple[int, int, int, int]  # [top, bottom), [left, right)
@@ -41,8 +42,6 @@ _WORTH = 0.9
 _UNTRIED = 1.2
 # As many times are needed before they are believed rather than the number of pixels.
 _TIMES = 3
-
-_LEVELS = {torch.uint8: 255, torch.uint16: 65535}
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Reuse:
 
     def __call__(self, frame: Tensor) -> Tensor:
         """Upscale the next frame."""
-        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype not in (torch.uint8, torch.uint16):
+        if frame.ndim != 3 or frame.shape[-1] != 3 or frame.dtype not in LEVELS:
             raise ShapeError(f"expected a frame [h, w, 3] of uint8 or uint16, got {tuple(frame.shape)} {frame.dtype}")
         self._given += frame.shape[0] * frame.shape[1]
         if not self._keeps:
@@ -312,7 +311,7 @@ class _Sizes:
             up = self._upscaler
             self.fault = (
                 f"{up.backend_name} {up.precision} gives a window of {shape[1]}x{shape[0]} other bytes than a whole"
-                f" frame of {self._width}x{self._height} (by {levels} of {_LEVELS[self._dtype]} levels)"
+                f" frame of {self._width}x{self._height} (by {levels} of {LEVELS[self._dtype]} levels)"
             )
             self.forget()
         return pixels

@@ -15,12 +15,24 @@ from torch import Tensor, nn
 from srgan_fast.model import Generator, SubPixelStage
 
 
+def folded_weights(
+    weight: Tensor, bias: Tensor | None, gamma: Tensor, beta: Tensor, mean: Tensor, variance: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what it and batch normalisation after it did.
+
+    Shapes:  weight [o, i, kh, kw], all else [o]
+    Dtypes:  computed in float64 and rounded once, to the weight's
+    Source:  y = gamma (W x + b - mean) / sqrt(variance + eps) + beta
+    """
+    gain = gamma.double() / torch.sqrt(variance.double() + eps)
+    shift = bias.double() if bias is not None else torch.zeros_like(gain)
+    shift = (shift - mean.double()) * gain + beta.double()
+    return (weight.double() * gain.view(-1, 1, 1, 1)).to(weight.dtype), shift.to(weight.dtype)
+
+
 @torch.no_grad()
 def folded(network: nn.Module) -> nn.Module:
-    """A copy for inference in which batch normalisation is part of the convolution that it follows.
-
-    Source:  y = gamma (W x + b - mean) / sqrt(var + eps) + beta, computed in float64 and rounded once
-    """
+    """A copy for inference in which batch normalisation is part of the convolution that it follows."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     for module in list(network.modules()):
         children = list(module.named_children())
@@ -32,12 +44,10 @@ def folded(network: nn.Module) -> nn.Module:
                 continue
             assert norm.running_mean is not None
             assert norm.running_var is not None
-            gain = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-            bias = conv.bias.double() if conv.bias is not None else torch.zeros_like(gain)
-            bias = (bias - norm.running_mean.double()) * gain + norm.bias.double()
-            dtype = conv.weight.dtype
-            conv.weight = nn.Parameter((conv.weight.double() * gain.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
-            conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
+            weight, bias = folded_weights(
+                conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+            )
+            conv.weight, conv.bias = (nn.Parameter(each, requires_grad=False) for each in (weight, bias))
             setattr(module, name, nn.Identity())
     return network
 

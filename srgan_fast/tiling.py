@@ -140,7 +140,7 @@ def plan(
     if cost.radius is None:
         raise MemoryBudgetError(
             f"this network normalises over the whole frame and cannot be tiled: {width}x{height} needs"
-            f" {narrow.peak_bytes / 2**20:.0f} MiB, {budget / 2**20:.0f} MiB are left; raise --memory"
+            f" {narrow.peak_bytes / 2**20:.1f} MiB, {max(0, budget) / 2**20:.1f} MiB are left; raise --memory"
         )
     size = max(height, width)
     while True:
@@ -155,8 +155,8 @@ def plan(
             )
         if size <= SMALLEST_TILE:
             raise MemoryBudgetError(
-                f"the smallest tile needs {candidate.peak_bytes / 2**20:.0f} MiB,"
-                f" {max(0, budget) / 2**20:.0f} MiB are left of the budget; raise --memory"
+                f"the smallest tile needs {candidate.peak_bytes / 2**20:.1f} MiB,"
+                f" {max(0, budget) / 2**20:.1f} MiB are left of the budget; raise --memory"
             )
         size = max(SMALLEST_TILE, size * 7 // 8)
 

@@ -38,10 +38,14 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class Upscaler:
     """A super-resolution network ready to run: call it with frames, get frames `scale` times larger.
 
+    `model` is a bundled name, a weights file or what `load` gives. `tile` is how much of a frame is computed at once,
+    `memory` what this process may take; where both are left open, frames are cut only where the device needs it.
+
     Shapes:  [h, w, 3] or [n, h, w, 3] integers, [3, h, w] or [n, 3, h, w] floats; any other way round by `layout`
     Dtypes:  uint8, uint16, float16, float32, float64 (bfloat16 as a tensor); numpy arrays, torch tensors, objects with
              `__dlpack__` or `__cuda_array_interface__`
-    Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout)
+    Units:   integers use their whole range, floats [0, 1]; what goes in comes out (type, dtype, device, layout);
+             `tile` in LR pixels a side, `memory` in bytes, or as text such as 2G or 512M
     Raises:  ShapeError for frames outside this contract; UsageError, WeightsError, BackendUnavailable,
              MemoryBudgetError from the choices
     """
@@ -73,7 +77,9 @@ class Upscaler:
     def plan(self, height: int, width: int, *, itemsize: int = 1, count: int = 1) -> Plan:
         """How `count` frames of this size will be cut, and the working memory that takes.
 
-        Raises:  MemoryBudgetError if the budget cannot hold the smallest tile
+        Units:   LR pixels; `itemsize` in bytes a value
+        Raises:  MemoryBudgetError if the budget cannot hold the smallest tile; UsageError for a tile that cannot be;
+                 BackendUnavailable if the backend takes no tile of such frames
         """
         copy = 3 * itemsize * self.scale**2
         budget = self._budget(count * height * width * self.scale**2 * 3 * itemsize)
@@ -184,7 +190,7 @@ class Upscaler:
                 smaller = self._smaller(cut, height, width)
                 if smaller is None:
                     raise MemoryBudgetError(f"out of memory on {self.device} with the smallest tile") from error
-                _log.warning("out of memory on %s: tiles of %s instead of %s", self.device, smaller.tile, cut.tile)
+                _log.warning("out of memory on %s: %s instead of %s", self.device, _said(smaller), _said(cut))
                 cut = smaller
                 torch.cuda.empty_cache()
 
@@ -216,6 +222,11 @@ class Upscaler:
                 ]
 
 
+def _said(cut: Plan) -> str:
+    """How frames are cut, in words."""
+    return f"{cut.frames} at once, {'whole' if cut.tile is None else f'in tiles of {cut.tile} pixels'}"
+
+
 def resolved(device: str) -> str:
     """The device that a name means; `auto` is the GPU if there is one.
 
@@ -224,14 +235,19 @@ def resolved(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError:
-        raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}") from None
-    if kind not in ("cpu", "cuda"):
+        asked = None
+    if asked is None or asked.type not in ("cpu", "cuda"):
         raise UsageError(f"expected a device of auto, cpu or cuda[:N], got {device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if asked.type == "cpu":
+        return "cpu"  # also for cpu:0: there is one
+    if not torch.cuda.is_available():
         raise BackendUnavailable(f"device {device} was asked for, but torch sees no NVIDIA GPU; give --device cpu")
-    return device
+    count = torch.cuda.device_count()
+    if asked.index is not None and asked.index >= count:
+        raise BackendUnavailable(f"device {device} was asked for, but torch sees {count} GPUs; give --device cuda")
+    return str(asked)
 
 
 def _layout(frames: Tensor, layout: Layout | None) -> Layout:

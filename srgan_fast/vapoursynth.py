@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import vapoursynth as vs
 
-from srgan_fast.errors import InputError
+from srgan_fast.errors import InputError, UsageError
 from srgan_fast.reuse import Reuse
 from srgan_fast.upscaler import Upscaler
 
@@ -22,7 +22,8 @@ def upscale(clip: vs.VideoNode, upscaler: Upscaler | None = None, **choices: Any
 
     Shapes:  RGB24, RGB48 or RGBS of one size; others go through `core.resize` first, which has to know the matrix:
              `core.resize.Bicubic(clip, format=vs.RGB24, matrix_in_s="709")`
-    Raises:  InputError for other clips; what `Upscaler` raises for the choices
+    Units:   RGBS in [0, 1], clamped; integers use their whole range
+    Raises:  InputError for other clips; UsageError for choices beside an upscaler; what `Upscaler` raises for choices
     """
     wanted = {vs.RGB24: np.uint8, vs.RGB48: np.uint16, vs.RGBS: np.float32}
     form = clip.format
@@ -35,7 +36,7 @@ def upscale(clip: vs.VideoNode, upscaler: Upscaler | None = None, **choices: Any
     if upscaler is None:
         upscaler = Upscaler(**choices)
     elif choices:
-        raise InputError(f"expected an upscaler or choices for one, got both; drop {', '.join(choices)}")
+        raise UsageError(f"expected an upscaler or choices for one, got both; drop {', '.join(choices)}")
     scale, floats, network = upscaler.scale, form.sample_type == vs.FLOAT, upscaler
     larger = vs.core.std.BlankClip(clip, width=clip.width * scale, height=clip.height * scale, keep=True)
     reuse, alone = Reuse(upscaler), threading.Lock()

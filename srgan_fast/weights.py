@@ -355,8 +355,12 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         raise WeightsError(f"the metadata of {path} does not match its digest: the file is damaged; fetch it again")
     try:
         info = ModelInfo(**{key: _tuples(value) for key, value in json.loads(text).items()})
-        community.bounds(info.input_range)
-        community.bounds(info.output_range)
+        for colours in (info.input_range, info.output_range):
+            low, high = community.bounds(colours)
+            if {len(low), len(high)} - {1, 3} or not (torch.isfinite(high - low) & (low < high)).all():
+                raise ValueError(f"colours from {colours[0]!r:.40} to {colours[1]!r:.40}")
+        if not all(isinstance(said, str) for said in (info.source, *info.assumptions)):
+            raise TypeError("a remark that is no text")
         if not (isinstance(info.name, str) and info.name.isprintable()):
             raise ValueError("a name that cannot be printed")
         if not (isinstance(info.architecture, str) and isinstance(info.config, dict) and isinstance(info.recipe, dict)):

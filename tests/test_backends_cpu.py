@@ -235,6 +235,10 @@ def _off_by(amount: float) -> Callable[..., exported.Run]:
     return runner
 
 
+def _broken(name: str) -> None:
+    raise ImportError("built for\nanother numpy")
+
+
 def test_auto_takes_openvino_and_goes_on_where_it_is_missing_or_wrong(
     model: weights.Model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -251,6 +255,15 @@ def test_auto_takes_openvino_and_goes_on_where_it_is_missing_or_wrong(
         warned = [each.getMessage() for each in caplog.records if each.levelno == logging.WARNING]
         assert len(warned) == 1
         assert "openvino disagrees" in warned[0]
+    with monkeypatch.context() as patch:
+        for cached in ("_library", "_core"):
+            patch.setattr(openvino_backend, cached, getattr(openvino_backend, cached).__wrapped__)
+        patch.setattr(exported, "import_module", _broken)
+        for name, package in (("openvino", "openvino"), ("onnx", "onnxruntime")):
+            said = rf"{package} is installed but cannot be loaded \(built for another numpy\); pip .*\[{name}\]'"
+            with pytest.raises(BackendUnavailable, match=said):
+                select(name, model, "cpu", "fp32")
+        assert select("auto", model, "cpu", "fp32").name == "eager"
     monkeypatch.setattr(exported, "find_spec", lambda name: None)
     assert select("auto", model, "cpu", "fp32").name == "eager"
     for name, extra in (("openvino", "openvino"), ("onnx", "onnx")):

@@ -20,6 +20,7 @@ import pytest
 
 from srgan_fast import export, private
 from srgan_fast.errors import BackendUnavailable, OutputError, ParityError, UsageError
+from srgan_fast.export.graph import FRAMES
 from srgan_fast.tensorrt import engines, library
 from srgan_fast.tensorrt.engines import Findings, Missing, Pair
 from srgan_fast.weights import Model, load
@@ -167,7 +168,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "frames"), list(zip(DAMAGE, itertools.cycle(engines.FRAMES))))
+@pytest.mark.parametrize(("damage", "frames"), list(zip(DAMAGE, itertools.cycle(FRAMES))))
 def test_a_damaged_plan_is_never_loaded(damage: str, frames: str, fake: Any, folder: Path, model: Model) -> None:
     built, _ = made(model)
     path = folder / built.entry.plan_name(frames)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from srgan_fast.features import VGG19, Chain, Features, Layer, SqueezeNet
+from srgan_fast.errors import WeightsError
+from srgan_fast.features import VGG19, Chain, Features, Layer, SqueezeNet, load_squeezenet, load_vgg19
 from srgan_fast.train import losses
 
 
@@ -146,3 +148,14 @@ def test_constants_are_no_weights() -> None:
         names = {name for name, _ in network.named_buffers()}
         assert "mean" in names
         assert not names & network.state_dict().keys()
+
+
+def test_weights_of_another_network_are_refused_in_one_line(tmp_path: Path) -> None:
+    tensors = {key: value[..., None] for key, value in VGG19(2, 2).state_dict().items()}
+    torch.save(tensors, tmp_path / "vgg.pth")
+    torch.save({"conv1": (torch.zeros(1), torch.zeros(2, 3))}, tmp_path / "squeezenet.pth")
+    said = r"^expected .*, got other tensors \(.*\); give the file of that network$"
+    with pytest.raises(WeightsError, match=said):
+        load_vgg19(2, 2, tmp_path / "vgg.pth", "torchvision")
+    with pytest.raises(WeightsError, match=said):
+        load_squeezenet(tmp_path / "squeezenet.pth")

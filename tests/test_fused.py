@@ -324,7 +324,8 @@ def test_out_of_memory_shrinks_and_loses_nothing(
     out = upscaler(lr)
     assert torch.equal(out, lr.repeat_interleave(4, 1).repeat_interleave(4, 2))
     assert full.sizes[0] == (2, 64, 64)
-    assert "out of memory" in caplog.text
+    assert "out of memory on cpu: 1 at once, whole instead of 2 at once, whole" in caplog.text
+    assert "1 at once, in tiles of 32 pixels instead of 1 at once, whole" in caplog.text
     monkeypatch.setattr(upscaler, "_backend", _Full(room=100))
     with pytest.raises(MemoryBudgetError, match="smallest tile"):
         upscaler(lr)

@@ -399,6 +399,9 @@ def test_modes_and_links_of_written_files(tmp_path: Path) -> None:
     image.write(tmp_path / "link.png", picture(grey=True))
     assert (tmp_path / "link.png").is_symlink()
     assert image.read(tmp_path / "a.png").grey
+    (tmp_path / "b.png").symlink_to("b.jpg")
+    with pytest.raises(UsageError, match="16 bits"):
+        image.write(tmp_path / "b.png", picture(np.uint16))
     image.write(tmp_path / ("x" * 251 + ".png"), picture())  # as long as a name may be
 
 

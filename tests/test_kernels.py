@@ -234,3 +234,22 @@ def test_the_sum_of_gradients_has_one_order(device: str) -> None:
     dy = torch.randn(2, 18, 14, 64, generator=torch.Generator().manual_seed(2)).to(device)
     first, second = (package.backward(given["x"], given["slopes"], dy) for _ in range(2))
     assert torch.equal(first[1], second[1])
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "dtype"),
+    [
+        *((op, "bias", torch.float16) for op in ("head", "tail", "conv3x3_shuffle")),
+        *((op, "slopes", torch.float16) for op in ("head", "conv3x3_shuffle")),
+        *((op, name, torch.float64) for op in ("frame_input", "tail") for name in ("gain", "offset")),
+        *((op, name, torch.int32) for op, name in (("frame_input", "frames"), ("head", "x"), ("tail", "dtype"))),
+    ],
+)
+def test_dtypes_that_a_kernel_would_misread_are_refused(op: str, argument: str, dtype: torch.dtype) -> None:
+    """Hand-written kernels have addresses alone: a vector of 16 bits would be read as one of 32, beyond its end."""
+    case = kernels.load(op).CASES[-2 if op == "head" else 1]
+    arguments = case.inputs("cpu", torch.float32)
+    value = arguments[argument]
+    arguments[argument] = value.to(dtype) if isinstance(value, torch.Tensor) else dtype
+    with pytest.raises(ValueError, match=rf"^expected (a )?\w+ in .*, got {dtype}$"):
+        kernels.load(op).run(**arguments)

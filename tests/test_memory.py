@@ -18,8 +18,9 @@ def test_memory_is_read(text: str, size: int) -> None:
 
 
 def test_memory_that_is_none() -> None:
-    with pytest.raises(UsageError, match="2G"):
-        parse_memory("lots")
+    for memory in ("lots", 2.5):
+        with pytest.raises(UsageError, match="2G"):
+            parse_memory(memory)  # type: ignore[arg-type]
 
 
 def test_live_bytes_follow_tensors() -> None:

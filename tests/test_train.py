@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from srgan_fast.train import losses
 from srgan_fast.train import trainer as trainer_module
 from srgan_fast.train.config import PRESETS
 from srgan_fast.train.step import EagerStep, learning_rate
-from srgan_fast.train.store import Folder, write_pack
+from srgan_fast.train.store import Folder, read_pairs, write_pack
 from srgan_fast.train.trainer import Trainer
 
 __all__ = ["photos", "small"]
@@ -130,6 +131,11 @@ def test_intervals_are_at_least_one_step(photos: Path, tmp_path: Path, option: s
         {"pixel_weight": -1.0, "content": "vgg54"},
         {"learning_rate": math.nan},
         {"learning_rate": math.inf},
+        {"final_learning_rate": -1.0},
+        {"warmup": -5},
+        {"blur_sigma": 0.0, "degradation": "gaussian"},
+        {"blur_sigma": 2.7, "degradation": "gaussian"},
+        {"blur_sigma": math.nan, "degradation": "gaussian"},
         {"steps": 0},
         {"crop": 16, "content": "vgg54"},
         {"crop": 16, "stage": "srgan"},
@@ -179,6 +185,20 @@ def test_pairs_are_cut_and_turned_together(pairs: Path, tmp_path: Path) -> None:
         Trainer(config, pairs / "train", tmp_path / "other")
     with pytest.raises(InputError, match="100x100"):
         Trainer(dataclasses.replace(config, crop=100), pairs, tmp_path / "other")
+
+
+def test_pairs_that_cannot_be_read_or_share_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part, side in (("high", 32), ("low", 8)):
+        (tmp_path / part).mkdir()
+        Image.new("RGB", (side, side)).save(tmp_path / part / "a.png")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "high" / "a.bmp")
+    store = read_pairs(tmp_path, 4, 16)
+    assert len(store) == 1
+    assert store.image(0).max() == 0
+    assert [(one.path.name, one.reason) for one in store.skipped] == [("a.bmp", "a.png beside it has the same name")]
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "low")
+    with pytest.raises(InputError, match=r"cannot read .*low; check its permissions"):
+        read_pairs(tmp_path, 4, 16)
 
 
 def test_of_pairs_whose_lr_is_not_read_the_hr_images_alone_are_trained_on(pairs: Path, tmp_path: Path) -> None:

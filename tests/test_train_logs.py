@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 import tracemalloc
 import types
@@ -114,11 +116,14 @@ def test_a_sample_grid_shows_lr_sr_hr() -> None:
     assert [float(grid[0, 0, x]) for x in (0, 8, 16)] == [0.25, 0.5, 1.0]
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 def test_tensorboard_that_cannot_write_does_not_end_a_run(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    at_once: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Full:
-        def __init__(self, folder: str, purge_step: int) -> None: ...
+        def __init__(self, folder: str, purge_step: int) -> None:
+            if at_once:
+                raise OSError(17, "File exists")
 
         def add_scalar(self, *_: Any) -> None:
             raise OSError(28, "No space left on device")
@@ -168,6 +173,18 @@ def test_a_resumed_run_drops_what_it_repeats(tmp_path: Path, position: int, kept
     with RunLog(tmp_path, position) as log:
         log.write({"event": "resume", "step": position})
     assert (tmp_path / "train.jsonl").read_text() == "".join(lines[:kept]) + line(event="resume", step=position)
+
+
+def test_a_log_that_cannot_be_cut_is_let_go_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "truncate", refuse)
+        with pytest.raises(OutputError, match="check its permissions") as kept:
+            RunLog(tmp_path, 0)
+    with RunLog(tmp_path, 0):  # though the error still has all that there was
+        assert kept.value
 
 
 def test_every_line_is_json(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from srgan_fast.backends.eager import quantise
 from srgan_fast.errors import BackendUnavailable, MemoryBudgetError, ShapeError, UsageError
 from srgan_fast.model import Generator, GeneratorConfig
 from srgan_fast.tiling import Footprint, plan, tiles
+from srgan_fast.upscaler import resolved
 
 
 def tiny_model(folder: Any, **config: Any) -> weights.Model:
@@ -185,6 +186,10 @@ def test_layouts_and_colours_agree(model: weights.Model) -> None:
     frozen.flags.writeable = False
     assert np.array_equal(upscaler(frozen), want)
     assert np.array_equal(upscaler(np.asfortranarray(hwc)), want)
+    for deep in (hwc.astype(">u2") * 257, hwc.astype(">f4").transpose(2, 0, 1) / 255):
+        swapped = upscaler(deep)
+        assert swapped.dtype == deep.dtype
+        assert np.array_equal(swapped, upscaler(deep.astype(deep.dtype.newbyteorder("="))))
 
 
 @pytest.mark.parametrize(
@@ -225,6 +230,17 @@ def test_choices_that_cannot_be(model: weights.Model) -> None:
         Upscaler(model, tile=0)(frame(8, 8))
     with pytest.raises(MemoryBudgetError, match="--memory"):
         Upscaler(model, memory="1K")(frame(64, 64))
+
+
+def test_devices_by_number(model: weights.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    upscaler = Upscaler(model, backend="eager", device="cpu:0")
+    assert upscaler.device == "cpu"
+    assert upscaler(frame(5, 4)).shape == (20, 16, 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [resolved(device) for device in ("cuda", "cuda:1")] == ["cuda", "cuda:1"]
+    with pytest.raises(BackendUnavailable, match="torch sees 2 GPUs"):
+        resolved("cuda:2")
 
 
 def test_instance_norm_is_never_tiled(tmp_path: Any) -> None:

@@ -6,6 +6,7 @@ import argparse
 import errno
 import hashlib
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -130,6 +131,8 @@ def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
         {"scale": 2}, {"scale": None}, {"architecture": ["srresnet"]}, {"architecture": "other"}, {"config": []},
         {"config": {"blocks": 10**9}}, {"config": {"blocks": "many"}}, {"config": {"width": 10**12, "blocks": 2}},
         {"output_range": [[0], "a"]}, {"output_range": [0.0, 1.0, 2.0]}, {"digest": "0"}, {"extra": 1},
+        {"input_range": [[0, 1], [1, 2]]}, {"input_range": [math.nan, 1.0]}, {"output_range": [1.0, 1.0]},
+        {"output_range": [0.0, math.inf]}, {"assumptions": 7}, {"source": ["a"]},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("rechecked", [False, True])

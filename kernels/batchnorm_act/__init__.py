@@ -143,7 +143,7 @@ def backward(
 
 def choose(processors: int, pixels: int, channels: int, itemsize: int) -> tuple[tuple[int, int], dict[str, int]]:
     """Grid and cut: blocks of 8 to 64 pixels by up to 64 channels, small enough to keep all multiprocessors busy."""
-    columns = min(64, 1 << (channels - 1).bit_length())
+    columns = min(64, launch.power_of_two(channels))
     most = 64 if itemsize == 2 else 32
     across = -(-channels // columns)
     rows = most

@@ -45,9 +45,9 @@ def run(
     Raises:  ValueError for other shapes or dtypes
     """
     n, h, w, cin = expect("x", x, None, None, None, None)
-    (channels,) = expect("slopes", slopes, None, dtype=None)
+    (channels,) = expect("slopes", slopes, None, dtype=torch.float32)
     expect("weight", weight, 9, cin, r * r * channels, dtype=x.dtype)
-    expect("bias", bias, r * r * channels)
+    expect("bias", bias, r * r * channels, dtype=torch.float32)
     out = output_for(x, out, n, h * r, w * r, channels)
     x, weight, bias, slopes = x.contiguous(), weight.contiguous(), bias.contiguous(), slopes.contiguous()
 

@@ -66,8 +66,8 @@ def choose(processors: int, pixels: int, cin: int, cout: int, itemsize: int, sm:
     idle they are halved, then the outputs.
     """
     block = 128
-    outputs = max(16, min(64, 1 << (cout - 1).bit_length()))
-    inputs = max(16, min(64 if itemsize == 2 else 32, 1 << (cin - 1).bit_length()))
+    outputs = max(16, min(64, launch.power_of_two(cout)))
+    inputs = max(16, min(64 if itemsize == 2 else 32, launch.power_of_two(cin)))
     while block > 64 and -(-pixels // block) * -(-cout // outputs) < processors:
         block //= 2
     while outputs > 32 and -(-pixels // block) * -(-cout // outputs) < processors:

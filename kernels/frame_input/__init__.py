@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import takes_reference
-from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.contract import expect, expect_pixels, output_for
 from srgan_fast.kernels.frame_input.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.frame_input.reference import frame_input as reference
 
@@ -27,8 +27,9 @@ def run(frames: Tensor, gain: Tensor, offset: Tensor, dtype: torch.dtype, *, out
     """
     if frames.dim() != 4 or frames.shape[-1] != 3 or frames.numel() == 0:
         raise ValueError(f"expected frames of shape [any, any, any, 3], got {list(frames.shape)}")
+    expect_pixels("frames", frames.dtype)
     for name, vector in (("gain", gain), ("offset", offset)):
-        expect(name, vector, 3)
+        expect(name, vector, 3, dtype=torch.float32)
     out = output_for(frames, out, *frames.shape[:-1], 4, dtype=dtype)
     if takes_reference(frames):
         return out.copy_(reference(frames, gain, offset, dtype))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import frame_input, hopper, launch, takes_reference
-from srgan_fast.kernels.contract import expect, output_for
+from srgan_fast.kernels.contract import expect, expect_pixels, output_for
 from srgan_fast.kernels.head import sm90
 from srgan_fast.kernels.head.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.head.reference import head as reference
@@ -20,7 +20,7 @@ def pack(weight: Tensor) -> Tensor:
     A row of the kernel is its k pixels of four channels one after another, filled up with zeros to a power of two.
     """
     cout, _, size, _ = weight.shape
-    depth = max(16, 1 << (4 * size - 1).bit_length())
+    depth = max(16, launch.power_of_two(4 * size))
     packed = weight.new_zeros(size, depth, cout)
     colours = torch.nn.functional.pad(weight.permute(2, 3, 1, 0), (0, 0, 0, 1))  # [k, k, 4, cout]
     packed[:, : 4 * size] = colours.reshape(size, 4 * size, cout)
@@ -58,11 +58,12 @@ def run(
     size, depth, cout = expect("weight", weight, None, None, None, dtype=x.dtype if gain is None else None)
     if depth < 4 * size or depth & (depth - 1) or size % 2 == 0:
         raise ValueError(f"expected a weight that `pack` made, got shape {list(weight.shape)}")
+    expect_pixels("x", x.dtype)
     for name, vector in (("gain", gain), ("offset", offset)):
         if vector is not None:
-            expect(name, vector, 3)
+            expect(name, vector, 3, dtype=torch.float32)
     for name, vector in (("bias", bias), ("slopes", slopes)):
-        expect(name, vector, cout)
+        expect(name, vector, cout, dtype=torch.float32)
     out = output_for(x, out, n, h, w, cout, dtype=weight.dtype)
     x, weight, bias, slopes = x.contiguous(), weight.contiguous(), bias.contiguous(), slopes.contiguous()
     gain = None if gain is None else gain.contiguous()

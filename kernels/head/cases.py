@@ -6,11 +6,12 @@ import torch
 
 from srgan_fast.kernels.cases import Arguments, Case, Draw
 from srgan_fast.kernels.contract import LEVELS
+from srgan_fast.kernels.launch import power_of_two
 
 
 def _case(n: int, h: int, w: int, size: int, cout: int, scale: float = 1.0) -> Case:
     def make(draw: Draw) -> Arguments:
-        depth = max(16, 1 << (4 * size - 1).bit_length())
+        depth = max(16, power_of_two(4 * size))
         weight = draw.normal(size, depth, cout, scale=(3 * size * size) ** -0.5)
         weight[:, 4 * size :] = 0
         x = draw.normal(n, h, w, 4, scale=scale)

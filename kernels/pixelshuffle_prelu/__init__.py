@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from srgan_fast.kernels import takes_reference
+from srgan_fast.kernels import launch, takes_reference
 from srgan_fast.kernels.contract import expect, output_for
 from srgan_fast.kernels.pixelshuffle_prelu.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.pixelshuffle_prelu.reference import pixelshuffle_prelu as reference
@@ -75,7 +75,7 @@ def _shape(x: Tensor, slopes: Tensor, r: int) -> tuple[int, int, int, int]:
 
 
 def _constants(channels: int, r: int) -> dict[str, int]:
-    return {"C": channels, "R": r, "BP": _PIXELS, "BC": 1 << (channels - 1).bit_length(), "num_warps": 4}
+    return {"C": channels, "R": r, "BP": _PIXELS, "BC": launch.power_of_two(channels), "num_warps": 4}
 
 
 @torch.library.custom_op("srgan_fast::pixelshuffle_prelu", mutates_args=())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import takes_reference
-from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, ToYUV, bands
+from srgan_fast.kernels.chroma import LUMA, SITINGS, SUBSAMPLINGS, ToYUV, bands, shapes
 from srgan_fast.kernels.contract import LEVELS, output_for
 from srgan_fast.kernels.rgb_to_yuv.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.rgb_to_yuv.reference import planes
@@ -49,13 +49,11 @@ def run(
     holds = {torch.uint8: 8, torch.uint16: 16}.get(dtype, 16 if dtype.is_floating_point else 0)
     if not 8 <= depth <= holds or (rgb.dtype not in LEVELS and not rgb.dtype.is_floating_point):
         raise ValueError(f"expected pixels and a dtype that holds {depth} bits, got {rgb.dtype} and {dtype}")
-    shapes = _shapes(rgb, subsampling)
-    if out is not None and len(out) != len(shapes):
-        raise ValueError(f"expected {len(shapes)} planes as out, got {len(out)}")
-    places = tuple(
-        output_for(rgb, None if out is None else out[i], *shape, dtype=dtype) for i, shape in enumerate(shapes)
-    )
-    (h, w), (ch, cw) = shapes[0], shapes[-1]
+    sizes = _shapes(rgb, subsampling)
+    if out is not None and len(out) != len(sizes):
+        raise ValueError(f"expected {len(sizes)} planes as out, got {len(out)}")
+    places = tuple(output_for(rgb, None if out is None else out[i], *size, dtype=dtype) for i, size in enumerate(sizes))
+    (h, w), (ch, cw) = sizes[0], sizes[-1]
     if takes_reference(rgb) or dtype == torch.float64:
         for first, end in bands(rgb):
             found = planes(rgb, matrix, full, depth, subsampling, siting, dtype, first, end)
@@ -90,10 +88,7 @@ def run(
 
 
 def _shapes(rgb: Tensor, subsampling: str) -> list[tuple[int, int]]:
-    """Those of the planes."""
-    h, w, _ = rgb.shape
-    less = SUBSAMPLINGS[subsampling]
-    return [(h, w)] + ([] if less is None else [(-(-h // less[0]), -(-w // less[1]))] * 2)
+    return shapes(rgb.shape[0], rgb.shape[1], subsampling)
 
 
 @torch.library.custom_op("srgan_fast::rgb_to_yuv", mutates_args=())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels import architecture, hopper, launch, takes_reference
-from srgan_fast.kernels.contract import LEVELS, expect, output_for
+from srgan_fast.kernels.contract import LEVELS, expect, expect_pixels, output_for
 from srgan_fast.kernels.tail import sm90
 from srgan_fast.kernels.tail.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.tail.reference import tail as reference
@@ -75,9 +75,9 @@ def run(
     size = round(taps**0.5)
     if size * size != taps or size % 2 == 0:
         raise ValueError(f"expected the weight of a square, odd kernel, got {taps} taps")
-    expect("bias", bias, outputs)
-    for name, vector in (("gain", gain), ("offset", offset)):
-        expect(name, vector, 3)
+    expect_pixels("a result", dtype)
+    for name, vector, count in (("bias", bias, outputs), ("gain", gain, 3), ("offset", offset, 3)):
+        expect(name, vector, count, dtype=torch.float32)
     if base is not None:
         expect("base", base, n, h, w, 4, dtype=x.dtype)
     out = output_for(x, out, n, h * r, w * r, 3, dtype=dtype)
@@ -142,7 +142,7 @@ def _triton(
             BK=tiles.inputs,
             **tiles.constants,
         )
-        block = max(16, 1 << (outputs - 1).bit_length())
+        block = max(16, launch.power_of_two(outputs))
         kernel.tail_sum_pointer[(-(-h * w // _PIXELS), n)](
             row_sums, bias, gain, offset, base, out, h, w, SIZE=size, BP=_PIXELS, BN=block, num_warps=4, **picture
         )

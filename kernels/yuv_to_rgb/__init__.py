@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srgan_fast.kernels import takes_reference
 from srgan_fast.kernels.chroma import LUMA, SITINGS, ToRGB, bands
-from srgan_fast.kernels.contract import LEVELS, output_for
+from srgan_fast.kernels.contract import LEVELS, expect_pixels, output_for
 from srgan_fast.kernels.yuv_to_rgb.cases import BENCH_CASES, CASES
 from srgan_fast.kernels.yuv_to_rgb.reference import channels
 from srgan_fast.kernels.yuv_to_rgb.reference import yuv_to_rgb as reference
@@ -45,8 +45,7 @@ def run(
     """
     if y.dim() != 2 or y.numel() == 0:
         raise ValueError(f"expected luma of shape [any, any], got {list(y.shape)}")
-    if y.dtype not in LEVELS and not y.dtype.is_floating_point:
-        raise ValueError(f"expected planes in uint8, uint16 or a floating-point dtype, got {y.dtype}")
+    expect_pixels("planes", y.dtype)
     h, w = y.shape
     if (u is None) != (v is None):
         raise ValueError("expected both planes of chroma or none")
@@ -60,8 +59,9 @@ def run(
         raise ValueError(
             f"expected a matrix of {', '.join(LUMA)} and a siting of {', '.join(SITINGS)}, got {matrix}, {siting}"
         )
-    if not 8 <= depth <= 16 or (dtype not in LEVELS and not dtype.is_floating_point):
-        raise ValueError(f"expected 8 to 16 bits and uint8, uint16 or a floating-point dtype, got {depth} and {dtype}")
+    expect_pixels("a result", dtype)
+    if not 8 <= depth <= 16:
+        raise ValueError(f"expected 8 to 16 bits, got {depth}")
     out = output_for(y, out, h, w, 3, dtype=dtype)
     if takes_reference(y) or dtype == torch.float64:
         for first, end in bands(y):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels.cases import Arguments, Case, Draw
-from srgan_fast.kernels.chroma import SUBSAMPLINGS
+from srgan_fast.kernels.chroma import shapes
 
 
 def code_values(draw: Draw, height: int, width: int, depth: int, dtype: torch.dtype) -> Tensor:
@@ -33,15 +33,13 @@ def _case(
     """None is the dtype in which a case is asked for."""
 
     def make(draw: Draw) -> Arguments:
-        less = SUBSAMPLINGS[subsampling]
-        sizes = [(h, w)] + ([] if less is None else [(-(-h // less[0]), -(-w // less[1]))] * 2)
         kind = planes or draw.dtype
         # As a decoder gives them: rows end before the next begins.
         found = [
             code_values(draw, rows, columns + 5, depth, kind)[:, 2:-3]
             if strided
             else code_values(draw, rows, columns, depth, kind)
-            for rows, columns in sizes
+            for rows, columns in shapes(h, w, subsampling)
         ]
         y, u, v = found if len(found) == 3 else (*found, None, None)
         named = {"matrix": matrix, "full": full, "depth": depth, "siting": siting, "dtype": result or draw.dtype}

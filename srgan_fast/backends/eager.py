@@ -38,8 +38,7 @@ def choose_precision(precision: str, device: str) -> str:
     if precision == "auto" and device != "cpu":
         return "fp16"
     if precision == "auto":
-        amx = device == "cpu" and torch.cpu._is_amx_tile_supported()
-        return "bf16" if amx else "fp32"
+        return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
     if precision == "int8":
         raise BackendUnavailable("int8 is for the backend fused on an NVIDIA GPU; take fp32, bf16 or fp16")
     if precision not in _DTYPES:

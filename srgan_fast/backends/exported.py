@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from srgan_fast.backends import selfcheck
 from srgan_fast.backends.eager import quantise
 from srgan_fast.backends.probe import Ok, Unavailable
-from srgan_fast.export.parts import Frames
+from srgan_fast.errors import BackendUnavailable
+from srgan_fast.export.graph import Frames
 from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.kernels.parity import Agreement
 from srgan_fast.tiling import Footprint
@@ -35,6 +37,20 @@ def installed(extra: str, *packages: str) -> Ok | Unavailable:
     if missing:
         return Unavailable(f"{' and '.join(missing)} not installed", f"pip install 'srgan-fast[{extra}]'")
     return Ok()
+
+
+def imported(extra: str, package: str) -> Any:
+    """A package that `installed` has found.
+
+    Raises:  BackendUnavailable where it does not load all the same, as beside a numpy that it was not built for
+    """
+    try:
+        return import_module(package)
+    except (ImportError, OSError) as error:
+        why = " ".join(str(error).split())
+        raise BackendUnavailable(
+            f"{package} is installed but cannot be loaded ({why}); pip install --force-reinstall 'srgan-fast[{extra}]'"
+        ) from error
 
 
 class ExportedBackend:

@@ -33,7 +33,7 @@ from srgan_fast.weights import Model
 
 # int8 is that of the convolutions between the ends; what is not in it is in float16.
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float16}
-# Tiles of one frame come in up to nine sizes: at its corners, its sides, inside.
+# Tiles of one frame come in up to four sizes each way: at both ends, and two that differ by a pixel between them.
 _MOST_GRAPHS = 16
 
 

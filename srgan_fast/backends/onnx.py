@@ -4,7 +4,6 @@ is missing.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from srgan_fast.backends.eager import choose_precision
-from srgan_fast.backends.exported import ExportedBackend, Run, installed
+from srgan_fast.backends.exported import ExportedBackend, Run, imported, installed
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable
 from srgan_fast.export import parts
@@ -45,7 +44,7 @@ class ONNXBackend(ExportedBackend):
         precision = choose_precision(precision, device)
         if precision == "bf16":
             raise BackendUnavailable("backend onnx has no bf16: no provider of onnxruntime has it; take fp32")
-        self._runtime: Any = import_module("onnxruntime")
+        self._runtime = imported("onnx", "onnxruntime")
         self._provider = "CUDAExecutionProvider" if where.type == "cuda" else "CPUExecutionProvider"
         self._require(self._runtime.get_available_providers())
         made = parts.in_parts(model, "fp16" if precision == "fp16" else "fp32")

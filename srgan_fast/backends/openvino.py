@@ -12,7 +12,6 @@ import platform
 import sys
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from srgan_fast import community, rewrite, weights
 from srgan_fast import model as networks
 from srgan_fast.backends import selfcheck
 from srgan_fast.backends.eager import choose_precision
-from srgan_fast.backends.exported import ExportedBackend, Run, installed
+from srgan_fast.backends.exported import ExportedBackend, Run, imported, installed
 from srgan_fast.backends.probe import Ok, Unavailable
 from srgan_fast.errors import BackendUnavailable
 from srgan_fast.export import graph, parts
@@ -56,7 +55,7 @@ def _library() -> Any:
     if hidden:
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]  # as if it were not installed
     try:
-        return import_module("openvino")
+        return imported("openvino", "openvino")
     finally:
         if hidden:
             del sys.modules[_TELEMETRY]
@@ -104,7 +103,7 @@ class _Entry:
 
     about: dict[str, Any]
     trunk: bytes
-    tails: dict[parts.Frames, bytes]
+    tails: dict[graph.Frames, bytes]
     want: Tensor
 
     def to_bytes(self) -> bytes:
@@ -122,7 +121,7 @@ class _Entry:
         for key, size in head["bytes"].items():
             bodies[key], body = body[:size], body[size:]
         want = torch.frombuffer(bytearray(bodies["want"]), dtype=torch.float32).view(head["want"])
-        return _Entry(head["about"], bodies["trunk"], {kind: bodies[kind] for kind in parts.KINDS}, want)
+        return _Entry(head["about"], bodies["trunk"], {kind: bodies[kind] for kind in graph.FRAMES}, want)
 
 
 class OpenVINOBackend(ExportedBackend):

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 class Ok:
     """The backend can run here."""
 
-    note: str = ""
-
 
 @dataclass(frozen=True)
 class Unavailable:

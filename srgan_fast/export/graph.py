@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from srgan_fast.community import Range, bounds
 from srgan_fast.errors import BackendUnavailable, UsageError
+from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.model import receptive_radius
 from srgan_fast.rewrite import folded, without_last_shuffle
 from srgan_fast.weights import Model, bundled, load
@@ -29,6 +30,9 @@ from srgan_fast.weights import Model, bundled, load
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+# How frames lie in a graph; see `Options`.
+Frames = Literal["uint8", "float"]
+FRAMES: tuple[Frames, ...] = ("uint8", "float")
 INPUT, OUTPUT = "lr", "sr"
 OPSET = 18
 # The oldest that has this opset, so that old readers take the file.
@@ -37,7 +41,6 @@ _IR_VERSION = 8
 _TRACING = threading.Lock()
 # Counts changes of what is written for the same weights.
 _FORMAT = 1
-_LEVELS = 255
 
 _FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 _UINT8: np.dtype[Any] = np.dtype(np.uint8)
@@ -55,14 +58,14 @@ class Options:
     """
 
     precision: Literal["fp32", "fp16"] = "fp16"
-    frames: Literal["uint8", "float"] = "uint8"
+    frames: Frames = "uint8"
     leaky_relu: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in ("fp32", "fp16"):
             raise UsageError(f"expected a precision of fp32 or fp16, got {self.precision!r}")
-        if self.frames not in ("uint8", "float"):
-            raise UsageError(f"expected frames of uint8 or float, got {self.frames!r}")
+        if self.frames not in FRAMES:
+            raise UsageError(f"expected frames of {' or '.join(FRAMES)}, got {self.frames!r}")
 
 
 def onnx_bytes(model: Model, options: Options | None = None) -> bytes:
@@ -121,14 +124,14 @@ def _frames_in(graph: _Graph, options: Options, colours: Range) -> str:
         # Engines take uint8 at their ends only, so it is left at once and entered last; transposes are of floats.
         value = graph.cast("frames.float", frames, _FLOAT32)
         value = graph.node("Transpose", "frames.nchw", value, perm=[0, 3, 1, 2])
-        return _affine(graph, "frames", value, (high - low) / _LEVELS, low)
+        return _affine(graph, "frames", value, (high - low) / LEVELS[torch.uint8], low)
     return _affine(graph, "frames", graph.input(_FLOAT32, ["batch", 3, "height", "width"]), high - low, low)
 
 
 def _frames_out(graph: _Graph, result: str, options: Options, colours: Range) -> None:
     """The network's result [n, 3, h, w] in its range -> frames: floor(clamp(v * 255, 0, 255) + 0.5) for uint8."""
     low, high = (bound.double().numpy() for bound in bounds(colours))
-    levels = _LEVELS if options.frames == "uint8" else 1
+    levels = LEVELS[torch.uint8] if options.frames == "uint8" else 1
     gain = levels / (high - low)
     value = graph.as_float("result", result, _FLOAT32)
     value = _affine(graph, "pixels", value, gain, -low * gain)

@@ -13,12 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from srgan_fast.export.graph import INPUT, OUTPUT, Options, onnx_bytes
+from srgan_fast.export.graph import FRAMES, INPUT, OUTPUT, Frames, Options, onnx_bytes
 from srgan_fast.model import receptive_radius
 from srgan_fast.weights import Model
 
-Frames = Literal["uint8", "float"]
-KINDS: tuple[Frames, ...] = ("uint8", "float")
 # What engines run together with the operation before them, over its result.
 _POINTWISE = frozenset({"PRelu", "LeakyRelu", "Relu", "Tanh", "Add", "Mul", "Clip", "Floor", "Cast"})
 # Engines keep channels in blocks.
@@ -51,17 +49,16 @@ def in_parts(model: Model, precision: Literal["fp32", "fp16"]) -> Parts:
 
     Raises:  what `onnx_bytes` raises
     """
+    written = {kind: onnx_bytes(model, Options(precision, kind, leaky_relu=True)) for kind in FRAMES}
+
     import onnx
     from onnx.utils import Extractor
 
-    whole = {}
-    for kind in KINDS:
-        written = onnx_bytes(model, Options(precision, kind, leaky_relu=True))
-        whole[kind] = onnx.shape_inference.infer_shapes(onnx.load_from_string(written))
+    whole = {kind: onnx.shape_inference.infer_shapes(onnx.load_from_string(each)) for kind, each in written.items()}
     name = _first_of_tail(model.network)
     features = next(node.input[0] for node in whole["float"].graph.node if node.name == name)
     trunk = Extractor(whole["float"]).extract_model([INPUT], [features])
-    tails = {kind: Extractor(whole[kind]).extract_model([features, INPUT], [OUTPUT]) for kind in KINDS}
+    tails = {kind: Extractor(whole[kind]).extract_model([features, INPUT], [OUTPUT]) for kind in FRAMES}
     wants_frames = any(INPUT in node.input for node in tails["float"].graph.node)
     if not wants_frames:
         for tail in tails.values():

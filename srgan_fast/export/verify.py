@@ -16,11 +16,12 @@ from srgan_fast.community import bounds
 from srgan_fast.errors import ParityError
 from srgan_fast.export.graph import INPUT, OUTPUT, Options
 from srgan_fast.kernels import parity
+from srgan_fast.kernels.contract import LEVELS
 from srgan_fast.weights import Model
 
 # Odd sizes, wide and high ones, one to three frames: no size may have got into a graph.
 SHAPES = ((1, 24, 31), (2, 33, 17), (3, 9, 40))
-_LEVELS = 255
+_LEVELS = LEVELS[torch.uint8]
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ def compare(content: bytes, model: Model, options: Options) -> Agreement | None:
     """Run a file by onnxruntime on a CPU and hold it against the model's own network; None without onnxruntime.
 
     The reference is in float64: that of float32 is off by more than the gate allows in the default model.
+
+    Raises:  ParityError for frames of another size than the network's
     """
     try:
         import onnxruntime

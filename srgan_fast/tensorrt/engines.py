@@ -17,19 +17,18 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from srgan_fast import __version__, community, export, private, rewrite
 from srgan_fast import model as network
 from srgan_fast.errors import BackendUnavailable
+from srgan_fast.export.graph import FRAMES
 from srgan_fast.tensorrt import library
 from srgan_fast.tensorrt.build import BuildOptions, Profile, Progress, most_pixels
 from srgan_fast.tensorrt.build import build as build_plan
 from srgan_fast.weights import Model, ModelInfo, bundled
-
-FRAMES: tuple[Literal["uint8", "float"], ...] = ("uint8", "float")
 
 _FORMAT = 1
 _SIDECAR = re.compile(r"([0-9a-f]{32})\.json")

@@ -25,7 +25,7 @@ from srgan_fast.tensorrt.library import checked, load, logger, mark, on, said, t
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Tiles of one frame come in up to four sizes each way: at both ends, and two that differ by a pixel between them.
+# As many as tiles of one frame have sizes; see the backend fused.
 _MOST_GRAPHS = 16
 _ALIGNMENT = 256  # of the memory that a context works in, and good for any copy
 

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from srgan_fast.kernels.training_crops import cut
-from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.config import CONTEXT, TrainConfig
 from srgan_fast.train.store import ImageStore
 
 # Host buffers; all but those on their way are filled ahead.
 _BUFFERS = 6
-# LR pixels around a crop that its LR depends on, and a little more than that.
-_CONTEXT = 2
 
 Key = tuple[int, int]  # step, salt
 Draws = Callable[[int, int], Tensor]
@@ -35,7 +33,7 @@ class _Layout:
 
     def __init__(self, config: TrainConfig, share: int, pairs: bool) -> None:
         scale = config.generator.scale
-        self.context = 0 if pairs else _CONTEXT * scale
+        self.context = 0 if pairs else CONTEXT * scale
         self.high = config.crop + 2 * self.context
         self.low = config.crop // scale if pairs else 0
         self.share, self.scale = share, scale

@@ -26,12 +26,15 @@ class Board:
         # Any: the writer comes from a package that need not be there.
         self._writer: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
-            self._writer = self._written_from(start)
+            self._begin(start)
 
-    def _written_from(self, step: int) -> Any:
+    def _begin(self, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        return SummaryWriter(str(self._folder), purge_step=step)
+        try:
+            self._writer = SummaryWriter(str(self._folder), purge_step=step)
+        except OSError as error:
+            self._stop(error)
 
     @property
     def open(self) -> bool:
@@ -50,9 +53,9 @@ class Board:
 
     def go_back(self, step: int) -> None:
         """Drop what was written of later steps: the run went back to this one."""
+        self.close()
         if self.open:
-            self.close()
-            self._writer = self._written_from(step)
+            self._begin(step)
 
     def close(self) -> None:
         """Write out what is pending."""
@@ -64,9 +67,12 @@ class Board:
         try:
             getattr(self._writer, method)(*arguments)
         except OSError as error:
-            # Curves are a convenience: train.jsonl has the same numbers, and the run is worth more than its picture.
-            _log.warning("TensorBoard stops here: cannot write its files: %s", error.strerror)
-            self._writer = None
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        # Curves are a convenience: train.jsonl has the same numbers, and the run is worth more than its picture.
+        _log.warning("TensorBoard stops here: cannot write its files: %s", error.strerror)
+        self._writer = None
 
 
 def sample_grid(lr: Tensor, sr: Tensor, hr: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from srgan_fast.model import GeneratorConfig
 
 Content = Literal["mse", "vgg22", "vgg54", "squeezenet"]
 
+# LR pixels around a crop from which its LR is the one that the whole image would give.
+CONTEXT = 2
 # Batches are drawn from seed * 1_000_003 + step, which has to stay inside torch's 64 bits.
 _SEEDS = 2**40
 # HR pixels a side below which the discriminator and the feature networks run out of positions.
@@ -58,6 +60,17 @@ class TrainConfig:
             raise UsageError(
                 "expected batch and steps of at least 1 and a finite learning rate above 0,"
                 f" got {self.batch}, {self.steps} and {self.learning_rate}"
+            )
+        if self.warmup < 0 or not 0 <= self.final_learning_rate < math.inf:
+            raise UsageError(
+                "expected a warmup of at least 0 steps and a finite final learning rate of at least 0,"
+                f" got {self.warmup} and {self.final_learning_rate}"
+            )
+        # Three deviations are what the blur reaches.
+        if self.degradation == "gaussian" and not 0 < 3 * self.blur_sigma <= CONTEXT * self.generator.scale:
+            raise UsageError(
+                f"expected a blur_sigma above 0 and up to {CONTEXT * self.generator.scale / 3:.2f}, for crops at scale"
+                f" {self.generator.scale} are cut with {CONTEXT} LR pixels around them, got {self.blur_sigma}"
             )
         if not 0 <= self.clip < math.inf:
             raise UsageError(f"expected clip of at least 0 (0 clips nothing), got {self.clip}")

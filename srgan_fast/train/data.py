@@ -14,11 +14,9 @@ from srgan_fast.errors import InputError, UsageError
 from srgan_fast.kernels import training_crops
 from srgan_fast.resize import gaussian_down, imresize_down
 from srgan_fast.train.ahead import Ahead
-from srgan_fast.train.config import TrainConfig
+from srgan_fast.train.config import CONTEXT, TrainConfig
 from srgan_fast.train.store import ImageStore
 
-# LR pixels of context around a crop, so that its LR is the one that the whole image would give.
-_CONTEXT = 2
 # torch keeps 32 bits of a seed: multiples of an odd number this large meet no other step of a run.
 _SALT = 0x9E3779B1
 # Of the device's free memory, what pixels may take unless they are asked for.
@@ -122,9 +120,9 @@ def make(
     """A batch from images and draws on the device where they lie; see the op `training_crops`."""
     crop, scale = config.crop, config.generator.scale
     if config.degradation == "gaussian":
-        margin = _CONTEXT * scale
+        margin = CONTEXT * scale
         wide = training_crops.windows(pixels, table, draws, crop, margin)
-        lr = degrade(wide, config)[..., _CONTEXT:-_CONTEXT, _CONTEXT:-_CONTEXT]
+        lr = degrade(wide, config)[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT]
         lr, hr = training_crops.scaled(lr, 255.0), training_crops.scaled(wide, 127.5) - 1.0
         hr = hr[..., margin:-margin, margin:-margin]
         return lr.contiguous(memory_format=torch.channels_last), hr.contiguous(memory_format=torch.channels_last)

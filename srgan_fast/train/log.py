@@ -47,6 +47,7 @@ class RunLog:
             try:
                 os.truncate(self._path, _end_of(self._path, position))
             except OSError as error:
+                self._file.close()  # and the lock with it
                 raise self._refused(error, "check its permissions") from error
 
     def __enter__(self) -> RunLog:

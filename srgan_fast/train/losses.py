@@ -38,6 +38,7 @@ class PerceptualLoss(nn.Module):
         self.features, self.reduction, self.pixel_weight = features, reduction, pixel_weight
 
     def forward(self, sr: Tensor, hr: Tensor) -> Tensor:
+        """Images [n, 3, h, w] in [-1, 1] -> a scalar in float32, with a gradient for `sr` alone."""
         # Autocast hands over bfloat16, which is coarser than the grey levels that the features are to tell apart.
         got, want = self.features.pair(sr.float(), hr)
         difference = (got.float() - want.float()) * _VGG_SCALE
@@ -76,7 +77,7 @@ def features_file(config: TrainConfig, files: Mapping[str, Path | str | None]) -
 def content_loss(config: TrainConfig, features: Path | None) -> Content:
     """The content loss of a run, by the weights file of its features.
 
-    Raises:  UsageError, InputError for a file that is missing or another one
+    Raises:  InputError for a file that is missing; WeightsError for another one
     """
     if config.content == "mse":
         return mse

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from srgan_fast.kernels.parity import exact_float32
 from srgan_fast.model import Generator
-from srgan_fast.train.validation import exact_float32
 
 
 def normalises(generator: Generator) -> bool:
@@ -42,7 +42,7 @@ def reestimated(generator: Generator, batches: Iterable[Tensor]) -> Generator:
         norm.momentum = None  # every batch counts alike
     copy.train()
     for lr in batches:
-        with exact_float32():
+        with exact_float32(lr.device):
             copy.trunk(lr)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum

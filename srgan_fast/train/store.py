@@ -136,8 +136,7 @@ class Folder:
     def __init__(self, folder: Path, smallest: int, option: str | None = "--crop") -> None:
         if not folder.is_dir():
             raise UsageError(f"expected a folder of images, got {folder}; name an existing folder")
-        if not os.access(folder, os.R_OK | os.X_OK):
-            raise InputError(f"cannot read {folder}; check its permissions")
+        _expect_readable(folder)
         self.folder, self.smallest, self.option, self.skipped = folder, smallest, option, list[Skipped]()
         found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
         self.paths = sorted(p for p in found if not _is_report(p))
@@ -180,12 +179,10 @@ class Pairs:
         for part in _PARTS:
             if not (folder / part).is_dir():
                 raise UsageError(f"expected {folder} to hold the folders high and low, found no {part}; make it")
+            _expect_readable(folder / part)
         self.folder, self.scale, self.smallest, self.option = folder, scale, smallest, option
         self.skipped: list[Skipped] = []
-        self._found = {
-            part: {p.stem: p for p in sorted((folder / part).iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
-            for part in _PARTS
-        }
+        self._found = {part: self._by_stem(folder / part) for part in _PARTS}
         self._stems = sorted(self._found["high"].keys() | self._found["low"].keys())
 
     def __len__(self) -> int:
@@ -207,6 +204,14 @@ class Pairs:
                 f" and larger images{_or_lower(self.option)}"
             )
 
+    def _by_stem(self, folder: Path) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES):
+            if path.stem in found:
+                self.skipped.append(Skipped(found[path.stem], f"{path.name} beside it has the same name"))
+            found[path.stem] = path
+        return found
+
     def _pair(self, stem: str) -> tuple[Tensor, Tensor] | Skipped:
         high_path, low_path = (self._found[part].get(stem) for part in _PARTS)
         if high_path is None or low_path is None:
@@ -223,6 +228,11 @@ class Pairs:
         if min(high.shape[1:]) < self.smallest:
             return Skipped(high_path, _too_small(high, self.smallest))
         return high, low
+
+
+def _expect_readable(folder: Path) -> None:
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise InputError(f"cannot read {folder}; check its permissions")
 
 
 def _counted(skipped: list[Skipped]) -> str:

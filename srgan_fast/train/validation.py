@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from srgan_fast.evaluate.metrics import score
+from srgan_fast.kernels.parity import exact_float32
 from srgan_fast.model import Generator
 from srgan_fast.train.config import TrainConfig
 from srgan_fast.train.data import degrade
@@ -41,7 +40,7 @@ def validate(generator: Generator, pairs: list[Pair]) -> dict[str, float]:
     device = next(generator.parameters()).device
     scores = []
     for lr, hr in pairs:
-        with torch.inference_mode(), exact_float32():
+        with torch.inference_mode(), exact_float32(device):
             sr = generator(lr[None].to(device) / 255.0)[0].float()
         pixels = (sr + 1).mul(127.5).clamp(0, 255).add(0.5).floor().to(torch.uint8).cpu()
         scores.append(score(hr, pixels, "y601", generator.scale))
@@ -62,14 +61,3 @@ def middle_crops(pairs: list[Pair], config: TrainConfig, count: int) -> Pair | N
     if not lows:
         return None
     return torch.stack(lows) / 255.0, torch.stack(highs) / 127.5 - 1.0
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """float32 means float32: without it cuDNN may take TF32 for convolutions on a GPU."""
-    saved = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = saved
