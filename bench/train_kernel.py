@@ -70,6 +70,7 @@ class Layer:
         return found
 
     def by_torch(self, given: Tensors) -> Tensor:
+        """The layer by PyTorch's own functions."""
         y = given["x"].permute(0, 3, 1, 2)
         if self.outputs is not None:
             y = F.conv2d(y, given["weight"].permute(0, 3, 1, 2), stride=self.stride, padding=1)
@@ -82,6 +83,7 @@ class Layer:
         return y + given["skip"] if self.skip else y
 
     def by_kernels(self, given: Tensors) -> Tensor:
+        """The layer by the training kernels."""
         y = given["x"]
         if self.outputs is None:
             mean, variance = channel_statistics(y.detach())
@@ -100,15 +102,18 @@ class Shuffle:
     inputs: int
 
     def arguments(self, batch: int, device: str, dtype: torch.dtype) -> Tensors:
+        """Maps in the dtype, the slope in float32; the same numbers on every device."""
         random = torch.Generator().manual_seed(0)
         x = torch.randn(batch, self.size, self.size, self.inputs, generator=random)
         return {"x": x.to(device, dtype), "slopes": torch.tensor([0.25], device=device)}
 
     def by_torch(self, given: Tensors) -> Tensor:
+        """The layer by PyTorch's own functions."""
         y = F.pixel_shuffle(given["x"].permute(0, 3, 1, 2), 2)
         return F.prelu(y, given["slopes"].to(y.dtype)).permute(0, 2, 3, 1)
 
     def by_kernels(self, given: Tensors) -> Tensor:
+        """The layer by the training kernels."""
         return pixelshuffle_prelu(given["x"], given["slopes"].expand(self.inputs // 4), 2)
 
 
