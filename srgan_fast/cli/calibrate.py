@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same
 
 
 def calibrate(
@@ -28,9 +28,8 @@ def calibrate(
     if out.suffix != ".safetensors":
         raise UsageError(f"expected an --out called *.safetensors, got {out.name}; name it so")
     # Refused before the minutes that it takes, not after.
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"expected --out to name a file in a folder that can be written, got {out}; name another")
-    if out.exists() and Path(model).exists() and out.samefile(model) and not overwrite:
+    check_file("--out", out)
+    if same(Path(model), out) and not overwrite:
         raise UsageError(f"the model and --out are the same file: {out}; name another, or add --overwrite")
     try:
         share = 100.0 if percentile == "amax" else float(percentile)

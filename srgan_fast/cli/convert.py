@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same
 
 
 def convert(
@@ -20,9 +21,8 @@ def convert(
     """Recognise a generator and write it as safetensors with its metadata; code in a checkpoint is never run."""
     if target.suffix != ".safetensors":
         raise UsageError(f"expected an output called *.safetensors, got {target.name}")
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder of {target} does not exist; make it first")
-    if source.exists() and target.exists() and target.samefile(source):
+    check_file("OUT", target)
+    if same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
     from srgan_fast import weights
 

@@ -53,11 +53,12 @@ def evaluate(
     from rich.console import Console
     from rich.table import Table
 
-    from srgan_fast.errors import OutputError, UsageError
+    from srgan_fast.errors import UsageError
     from srgan_fast.evaluate.benchmark import DEFAULT_MODEL, Choice, Comparison, evaluate_all
     from srgan_fast.evaluate.metrics import PROTOCOLS
     from srgan_fast.evaluate.report import Report, read_opinions, write_text
     from srgan_fast.evaluate.sets import recognise
+    from srgan_fast.outputs import check_file
 
     choices = [Choice.parse(text) for text in method or []]
     choices += [Choice(model=name) for name in model or []] + [Choice(weights=path) for path in weights or []]
@@ -67,12 +68,9 @@ def evaluate(
         raise UsageError("expected --report with --mos, which goes on that page; add --report FILE.html")
     opinions = None if mos is None else read_opinions(mos)
     only_json = json_file is not None and str(json_file) == "-"
-    for target in (None if only_json else json_file, report):
-        # Found out before the work, not after it.
-        if target is not None and (target.is_dir() or not target.parent.is_dir()):
-            raise OutputError(
-                f"expected a file in a folder that exists, got {target}; make the folder or choose another"
-            )
+    for option, target in (("--json", None if only_json else json_file), ("--report", report)):
+        if target is not None:
+            check_file(option, target)
 
     pieces = Report()
     with Console(stderr=True).status("evaluating") as status:

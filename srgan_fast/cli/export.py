@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.outputs import check_file, same
 
 
 def export(
@@ -24,9 +24,8 @@ def export(
     """Write one ONNX file for every engine; nothing is written that does not equal the network."""
     if out.suffix != ".onnx":
         raise UsageError(f"expected an output called *.onnx, got {out.name}; name it so")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"expected OUT to name a file in a folder that can be written, got {out}; name another")
-    if out.exists() and Path(model).exists() and out.samefile(model):
+    check_file("OUT", out)
+    if same(Path(model), out):
         raise UsageError(f"the model and the output are the same: {out}; name another output")
     from srgan_fast.atomic import atomic
     from srgan_fast.export import Options, onnx_bytes

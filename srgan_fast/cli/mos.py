@@ -155,7 +155,6 @@ def analyse(
     """Mean opinion scores, their intervals, differences and their significance, from the ratings of humans."""
     import json
 
-    from srgan_fast.errors import OutputError
     from srgan_fast.evaluate.mos import needs
 
     needs("scipy", *(["matplotlib"] if plot is not None else []))
@@ -164,15 +163,13 @@ def analyse(
     from srgan_fast.evaluate.mos.analysis import analyse as run
     from srgan_fast.evaluate.mos.store import Store
     from srgan_fast.evaluate.mos.study import load
+    from srgan_fast.outputs import check_file
 
     only_json = json_file is not None and str(json_file) == "-"
-    targets = [None if only_json else json_file, csv_file, ratings_file, plot]
-    for target in targets:
-        # Found out before the work, not after it.
-        if target is not None and (target.is_dir() or not target.parent.is_dir()):
-            raise OutputError(
-                f"expected a file in a folder that exists, got {target}; make the folder or choose another"
-            )
+    asked = {"--json": None if only_json else json_file, "--csv": csv_file, "--ratings": ratings_file, "--plot": plot}
+    targets = {option: target for option, target in asked.items() if target is not None}
+    for option, target in targets.items():
+        check_file(option, target)
     if plot is not None:
         shown.check_plot(plot)
     loaded = load(study)
@@ -192,9 +189,8 @@ def analyse(
         print(text, end="")
         return
     _print(found, shown.who(found), shown.remarks(found))
-    for target in targets:
-        if target is not None:
-            print(f"wrote {target}")
+    for target in targets.values():
+        print(f"wrote {target}")
 
 
 def _write(path: Path, text: str) -> None:

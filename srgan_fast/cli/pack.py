@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from srgan_fast.errors import InputError, Interrupted, OutputError, UsageError
+from srgan_fast.errors import InputError, Interrupted, UsageError
+from srgan_fast.outputs import check_file
 
 if TYPE_CHECKING:
     from srgan_fast.train.store import Folder, Pairs
@@ -95,8 +95,7 @@ def _check(source: Path, target: Path | None, scale: int, smallest: int, overwri
         raise UsageError(f"expected --scale and --smallest of at least 1, got {min(scale, smallest)}")
     if source.is_file():
         raise InputError(f"expected a folder of images, got a file: {source}; to check a pack give --verify")
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise OutputError(f"expected OUT to name a file in a folder that can be written, got {target}; name another")
+    check_file("OUT", target)
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; name another, or add --overwrite")
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from srgan_fast.cli import crew, folder, pipe, video
-from srgan_fast.cli.folder import Job, Jobs, check_folder, jobs_of, same
+from srgan_fast.cli.folder import Job, Jobs, jobs_of
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
+from srgan_fast.outputs import check_folder, same
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
