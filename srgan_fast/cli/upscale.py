@@ -220,7 +220,7 @@ def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) ->
             except (InputError, MemoryBudgetError) as error:
                 if not many:
                     raise
-                failures.append(InputError(str(error)))
+                failures.append(error)
                 progress.stop()
                 print(f"failed: {error}", file=sys.stderr)
                 progress.start()
