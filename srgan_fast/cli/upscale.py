@@ -73,8 +73,8 @@ def upscale(
         if scale is not None and scale < 2:
             raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
-        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse, gpus, workers, cluster)
         wish = crew.Wish(gpus, workers, cluster)
+        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse, wish)
         wish.check(device)
 
         def on(device: str) -> Callable[[], Upscaler]:

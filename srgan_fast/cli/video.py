@@ -9,10 +9,11 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn, cast
 
 import typer
 
+from srgan_fast.cli.crew import Wish
 from srgan_fast.errors import IncompleteError, Interrupted, SRGANFastError, UsageError
 
 if TYPE_CHECKING:
@@ -102,14 +103,24 @@ class Choice(NamedTuple):
     strict: bool = False
     resume: bool | None = None
     reuse: str | None = None
-    gpus: str | None = None
-    workers: int | None = None
-    cluster: str | None = None
+    wish: Wish = Wish()
 
     def given(self) -> list[str]:
         """The names of those that were given."""
-        pairs = zip(self._fields, self, Choice(), strict=True)
-        return ["--" + name.replace("_", "-") for name, value, usual in pairs if value != usual]
+        said = {**self._asdict(), **self.wish._asdict()}
+        usual = {**Choice()._asdict(), **Wish()._asdict()}
+        names = [name for name in said if name != "wish" and said[name] != usual[name]]
+        return ["--" + name.replace("_", "-") for name in names]
+
+    def check(self) -> None:
+        """Refuse words that mean nothing here.
+
+        Raises:  UsageError
+        """
+        if self.matrix not in (None, "bt601", "bt709", "bt2020"):
+            raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {self.matrix!r}")
+        if self.reuse not in (None, "auto", "off"):
+            raise UsageError(f"expected --reuse auto or off, got {self.reuse!r}")
 
 
 def wanted(source: Path, target: Path) -> bool:
@@ -234,17 +245,13 @@ def options_of(choice: Choice) -> VideoOptions:
     """
     from srgan_fast.video.job import VideoOptions
 
-    matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
-    if choice.matrix not in matrices:
-        raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix}")
-    if choice.reuse not in (None, "auto", "off"):
-        raise UsageError(f"expected --reuse auto or off, got {choice.reuse}")
+    choice.check()
     return VideoOptions(
         codec=choice.codec or "auto",
         crf=choice.crf,
         preset=choice.preset,
         ten_bit=choice.ten_bit,
-        matrix=matrices[choice.matrix],
+        matrix=cast("Matrix | None", choice.matrix),
         strict=choice.strict,
         restart=choice.resume is False,
         reuse="off" if choice.reuse == "off" else "auto",
