@@ -291,6 +291,12 @@ def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, opti
         assert err.count("\n") == 1
 
 
+def test_names_are_shown_as_they_are(run: Run, hr_folder: Path, tiny_x2: Path) -> None:
+    (hr_folder / "b.png").rename(hr_folder / "b[red].png")
+    code, out, err = run("evaluate", hr_folder, "--method", f"mine[/b]={tiny_x2}")
+    assert (code, "mine[/b] x2, fp32" in out, "b[red].png" in out) == (0, True, True), err
+
+
 def test_set5_by_the_command(run: Run, shared_data: Path) -> None:
     if not (shared_data / "Set5").is_dir():
         pytest.skip(f"no Set5 in {shared_data}")

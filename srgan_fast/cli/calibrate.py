@@ -37,6 +37,7 @@ def calibrate(
         raise UsageError(f"expected --percentile like 99.99, or amax, got {percentile!r}") from None
 
     from rich.console import Console
+    from rich.text import Text
 
     from srgan_fast import weights
     from srgan_fast.evaluate.calibrate import calibrate as run
@@ -48,7 +49,7 @@ def calibrate(
             images,
             percentile=share,
             limit_db=limit_db,
-            on_image=lambda said: status.update(f"calibrating: {said}"),
+            on_image=lambda said: status.update(Text(f"calibrating: {said}")),
         )
     weights.save_model(out, replace(loaded, calibration=found))
     images_said = f"{found.images} image{'s' * (found.images != 1)}"

@@ -52,6 +52,7 @@ def evaluate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from srgan_fast.errors import UsageError
     from srgan_fast.evaluate.benchmark import DEFAULT_MODEL, Choice, Comparison, evaluate_all
@@ -76,7 +77,7 @@ def evaluate(
     with Console(stderr=True).status("evaluating") as status:
 
         def on_image(comparison: Comparison) -> None:
-            status.update(f"evaluating: {comparison.name} done")
+            status.update(Text(f"evaluating: {comparison.name} done"))
             if report is not None:
                 pieces.add(comparison)
 
@@ -103,11 +104,11 @@ def evaluate(
         for value in scores.values():
             cells.append("inf" if value["psnr_db"] is None else f"{value['psnr_db']:.3f}")
             cells.append(f"{value['ssim']:.4f}")
-        table.add_row(label, *cells)
+        table.add_row(Text(label), *cells)
 
     for result in results:
         title = f"{result['method']} x{result['scale']}, {result['precision']}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("image", overflow="fold")
         for name in result["mean"]:
             table.add_column(f"{name}\nPSNR dB", justify="right")

@@ -41,6 +41,7 @@ def prepare(
 ) -> None:
     """Make the pictures of a study: every method's version of every image, and the originals hidden among them."""
     from rich.console import Console
+    from rich.text import Text
 
     from srgan_fast.cli.sizes import parse_size
     from srgan_fast.errors import Interrupted
@@ -59,7 +60,7 @@ def prepare(
                 size=cut,
                 repeats=repeats,
                 seed=seed,
-                on_image=lambda name: status.update(f"preparing: {name} done"),
+                on_image=lambda name: status.update(Text(f"preparing: {name} done")),
             )
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
