@@ -8,23 +8,30 @@ from typing import Annotated
 
 import typer
 
+from srgan_fast.cli.options import ModelArgument
 from srgan_fast.errors import UsageError
 from srgan_fast.outputs import check_file, same
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a weights file.")],
+    model: ModelArgument,
     images: Annotated[
-        Path, typer.Option(help="Folder of originals; they are made small as for training.", readable=False)
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder of original images; LR is made from them as for training.", readable=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.", readable=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Weights file to write, a .safetensors.", readable=False)],
     percentile: Annotated[
-        str, typer.Option(help="Of a tensor's values, those within int8's range in percent; or amax: all.")
+        str,
+        typer.Option(
+            metavar="PERCENT", help="Share of a tensor's values that is within int8's range, in percent; amax is all."
+        ),
     ] = "99.99",
-    limit_db: Annotated[float, typer.Option(help="The most PSNR that int8 may lose on the images.")] = 0.1,
+    limit_db: Annotated[float, typer.Option(help="Most PSNR that int8 may lose on the images, in dB.")] = 0.1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --out be the model's own file.")] = False,
 ) -> None:
-    """Find the scales that --precision int8 needs; nothing is written if int8 loses too much."""
+    """Find the scales that --precision int8 needs, and write a model with them; not if int8 loses too much."""
     if out.suffix != ".safetensors":
         raise UsageError(f"expected an --out called *.safetensors, got {out.name}; name it so")
     # Refused before the minutes that it takes, not after.

@@ -28,10 +28,10 @@ _OPTIONAL = {
 
 def check(
     report: Annotated[
-        bool, typer.Option("--report", help="Also hold every kernel against its reference; a text to paste.")
+        bool, typer.Option("--report", help="Compare every kernel with its reference too: a text to paste in an issue.")
     ] = False,
 ) -> None:
-    """Say what this machine has and prove, on it, that the fast paths equal the reference."""
+    """Say what this machine has and which backends run here, and prove that the fast paths equal the reference."""
     import torch
 
     from srgan_fast.backends import BACKENDS

@@ -13,12 +13,19 @@ from srgan_fast.outputs import check_file, same
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .safetensors, or ncnn .bin with .param.", readable=False)
+        Path,
+        typer.Argument(
+            metavar="IN", help="Checkpoint: .pth, .pt, .safetensors, or ncnn's .bin with its .param.", readable=False
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.", readable=False)],
-    name: Annotated[str | None, typer.Option(help="The model's name (default: that of the file).")] = None,
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Weights file to write, a .safetensors.", readable=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in the file.", show_default="that of the file")
+    ] = None,
 ) -> None:
-    """Recognise a generator and write it as safetensors with its metadata; code in a checkpoint is never run."""
+    """Recognise the generator in a checkpoint and write it as a weights file; code in a checkpoint is never run."""
     if target.suffix != ".safetensors":
         raise UsageError(f"expected an output called *.safetensors, got {target.name}")
     check_file("OUT", target)

@@ -7,43 +7,44 @@ from typing import Annotated
 
 import typer
 
-# What `mos prepare` is asked alike.
-METHOD = "NAME|NAME=PATH"
-METHODS = "bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated."
-HRFolder = Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)]
-LRFolder = Annotated[
-    Path | None,
-    typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
-]
-Scale = Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")]
+from srgan_fast.cli.options import BUNDLED, METHOD, METHODS, WEIGHTS, HRFolder, LRFolder, Scale
 
 
 def evaluate(
     hr_folder: HRFolder,
     method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS, show_default="srresnet_x4")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A bundled model; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"{BUNDLED[:-1]}; may be repeated.")] = None,
     weights: Annotated[
-        list[Path] | None,
-        typer.Option(help="A weights file, ours or a community checkpoint; may be repeated.", readable=False),
+        list[Path] | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}; may be repeated.", readable=False)
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Any of y601, paper and rgb, with commas.", show_default="y601; all with --report"),
+        typer.Option(
+            metavar="NAMES",
+            help="How to measure: y601, paper or rgb, several with commas between.",
+            show_default="y601; all with --report",
+        ),
     ] = None,
     lr: LRFolder = None,
     scale: Scale = None,
-    precision: Annotated[str, typer.Option(help="What the network computes in: fp32, bf16, fp16 or auto.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What networks compute in: auto, fp32, bf16; on a GPU fp16.")
+    ] = "fp32",
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE|-", help="Write the scores as JSON; - prints only that.", readable=False),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Write a page with pictures.", readable=False),
+        typer.Option(metavar="FILE.html", help="Write a page with scores and pictures.", readable=False),
     ] = None,
     mos: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Opinions for the page, from mos analyse --json.", readable=False),
+        typer.Option(
+            metavar="FILE.json",
+            help="Put opinion scores on the page, from `srgan-fast mos analyse --json`.",
+            readable=False,
+        ),
     ] = None,
 ) -> None:
     """Score methods on a folder of HR images: PSNR and SSIM by named protocols."""

@@ -8,20 +8,23 @@ from typing import Annotated, Any
 
 import typer
 
+from srgan_fast.cli.options import LEAKY_RELU, ModelArgument
 from srgan_fast.errors import OutputError, UsageError
 from srgan_fast.outputs import check_file, same
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a weights file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", readable=False)],
-    precision: Annotated[str, typer.Option(help="Of the network: fp16, or fp32.")] = "fp16",
-    frames: Annotated[str, typer.Option(help="uint8: NHWC in and out; float: float32 NCHW in [0, 1].")] = "uint8",
-    leaky_relu: Annotated[
-        bool, typer.Option("--leaky-relu", help="Write a PReLU of one slope as LeakyRelu: the same function.")
-    ] = False,
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="ONNX file to write, an .onnx.", readable=False)],
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")
+    ] = "fp16",
+    frames: Annotated[
+        str, typer.Option(metavar="NAME", help="Frames in and out: uint8 (NHWC), or float (float32 NCHW in 0 to 1).")
+    ] = "uint8",
+    leaky_relu: Annotated[bool, typer.Option("--leaky-relu", help=LEAKY_RELU)] = False,
 ) -> None:
-    """Write one ONNX file for every engine; nothing is written that does not equal the network."""
+    """Write a model as one ONNX file for every engine; a file that does not equal the network is not written."""
     if out.suffix != ".onnx":
         raise UsageError(f"expected an output called *.onnx, got {out.name}; name it so")
     check_file("OUT", out)

@@ -21,18 +21,23 @@ _SHOWN = 5
 
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ pairs.", readable=False)
+        Path,
+        typer.Argument(
+            metavar="IMAGES", help="Folder of HR images or of pairs; with --verify a .pack.", readable=False
+        ),
     ],
     target: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The .pack file to write.", readable=False)
+        Path | None, typer.Argument(metavar="OUT", help="Pack to write, a .pack; none with --verify.", readable=False)
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="IMAGES holds high/ and low/, or train/ that does.")] = False,
-    scale: Annotated[int, typer.Option(help="HR pixels a LR pixel, of pairs.")] = 2,
-    smallest: Annotated[int, typer.Option(help="Pixels a side below which images are left out.")] = 96,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Read pairs: IMAGES holds high/ and low/, or a train/ that does.")
+    ] = False,
+    scale: Annotated[int, typer.Option(help="HR pixels for each LR pixel, a side; of pairs.")] = 2,
+    smallest: Annotated[int, typer.Option(help="Leave out images of fewer HR pixels a side.")] = 96,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="IMAGES is a pack: read all of it and check.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of a pack and check it; write nothing.")] = False,
 ) -> None:
-    """Decode images once for `srgan-fast train`; a pack need not fit in memory."""
+    """Decode images once, into one file for `srgan-fast train`; a pack need not fit in memory."""
     if verify:
         if target is not None:
             raise UsageError(f"expected one pack with --verify, got {target} besides; leave it out")

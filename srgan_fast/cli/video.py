@@ -37,7 +37,8 @@ _PANEL = "Video"
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="auto (NVENC where it works, else x264; HEVC above 4096), or an encoder such as libx265.",
+        metavar="NAME",
+        help="Encoder: auto (NVENC where it works, else x264; HEVC above 4096 pixels a side), or one such as libx265.",
         show_default="auto",
         rich_help_panel=_PANEL,
     ),
@@ -45,22 +46,29 @@ Codec = Annotated[
 Crf = Annotated[
     float | None,
     typer.Option(
-        help="Quality: less is better and larger.", show_default="that of the encoder", rich_help_panel=_PANEL
+        help="Quality in the encoder's own measure: less is better and larger.",
+        show_default="18 for libx264, others have their own",
+        rich_help_panel=_PANEL,
     ),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Speed of the encoder, by its own names.", show_default="that of the encoder", rich_help_panel=_PANEL
+        metavar="NAME",
+        help="Speed of the encoder, by its own names.",
+        show_default="medium for libx264, others have their own",
+        rich_help_panel=_PANEL,
     ),
 ]
 TenBit = Annotated[
-    bool, typer.Option("--ten-bit", help="Ten bits where the input has eight, too.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--ten-bit", help="Write ten bits a channel where the input has eight, too.", rich_help_panel=_PANEL),
 ]
 MatrixName = Annotated[
     str | None,
     typer.Option(
-        help="bt601, bt709 or bt2020, where the input does not say or is wrong.",
+        metavar="NAME",
+        help="Colour matrix, where the input does not say it or is wrong: bt601, bt709 or bt2020.",
         show_default="that of the input",
         rich_help_panel=_PANEL,
     ),
@@ -85,7 +93,8 @@ Resume = Annotated[
 ReuseName = Annotated[
     str | None,
     typer.Option(
-        help="off computes again what did not change since the frame before, too; the result is the same.",
+        metavar="NAME",
+        help="Compute only what has changed since the frame before: auto or off; the result is the same.",
         show_default="auto",
         rich_help_panel=_PANEL,
     ),
