@@ -1,10 +1,11 @@
-"""Where a result is to go: what would fail when the work is done is refused before it begins."""
+"""Where a result goes: what would fail when the work is done is refused before it begins; how a file is written."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from srgan_fast.atomic import atomic
 from srgan_fast.errors import OutputError
 
 
@@ -40,3 +41,15 @@ def check_file(name: str, target: Path) -> None:
             f"expected {name} to name a file in a folder that can be written, got {target}; name another, or make the"
             " folder first"
         )
+
+
+def write(target: Path, content: bytes | str) -> None:
+    """Write a file, whole or not at all; a text in UTF-8.
+
+    Raises:  OutputError if it cannot be written
+    """
+    try:
+        with atomic(target) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise OutputError(f"cannot write {target}: {error.strerror}; make room, or name another file") from error

@@ -22,8 +22,8 @@ from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Choice, Comparison, evaluate, evaluate_all, pair
 from srgan_fast.evaluate.metrics import score
-from srgan_fast.evaluate.report import write_text
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.outputs import write
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 
 Run = Callable[..., tuple[int, str, str]]
@@ -446,11 +446,11 @@ def test_text_into_a_pipe_or_through_a_link(tmp_path: Path) -> None:
     got: list[str] = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
     reader.start()
-    write_text(tmp_path / "pipe", "scores")
+    write(tmp_path / "pipe", "scores")
     reader.join(timeout=10)
     assert got == ["scores"]
     assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "link").symlink_to("real")
-    write_text(tmp_path / "link", "more")
+    write(tmp_path / "link", "more")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "more"

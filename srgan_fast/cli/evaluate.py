@@ -58,9 +58,9 @@ def evaluate(
     from srgan_fast.errors import UsageError
     from srgan_fast.evaluate.benchmark import DEFAULT_MODEL, Choice, Comparison, evaluate_all
     from srgan_fast.evaluate.metrics import PROTOCOLS
-    from srgan_fast.evaluate.report import Report, read_opinions, write_text
+    from srgan_fast.evaluate.report import Report, read_opinions
     from srgan_fast.evaluate.sets import recognise
-    from srgan_fast.outputs import check_file
+    from srgan_fast.outputs import check_file, write
 
     choices = [Choice.parse(text) for text in method or []]
     choices += [Choice(model=name) for name in model or []] + [Choice(weights=path) for path in weights or []]
@@ -98,7 +98,7 @@ def evaluate(
         print(text, end="")
         return
     if json_file is not None:
-        write_text(json_file, text)
+        write(json_file, text)
 
     def row(table: Table, label: str, scores: dict[str, dict[str, Any]]) -> None:
         cells = []

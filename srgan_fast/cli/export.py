@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from srgan_fast.cli.options import LEAKY_RELU, ModelArgument
-from srgan_fast.errors import OutputError, UsageError
-from srgan_fast.outputs import check_file, same
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same, write
 
 
 def export(
@@ -30,7 +30,6 @@ def export(
     check_file("OUT", out)
     if same(Path(model), out):
         raise UsageError(f"the model and the output are the same: {out}; name another output")
-    from srgan_fast.atomic import atomic
     from srgan_fast.export import Options, onnx_bytes
     from srgan_fast.export.verify import SHAPES, verify
     from srgan_fast.weights import load
@@ -40,11 +39,7 @@ def export(
     loaded = load(model)
     content = onnx_bytes(loaded, options)
     agreement = verify(content, loaded, options)
-    try:
-        with atomic(out) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}; name a file in another folder") from error
+    write(out, content)
     sizes = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
     print(f"{loaded.info.name}: network in {options.precision}, {options.frames} frames, x{loaded.info.scale}")
     print("checked: onnx's checker, shapes and types inferred strictly, lint for engines")

@@ -180,7 +180,7 @@ def analyse(
     from srgan_fast.evaluate.mos.analysis import analyse as run
     from srgan_fast.evaluate.mos.store import Store
     from srgan_fast.evaluate.mos.study import load
-    from srgan_fast.outputs import check_file
+    from srgan_fast.outputs import check_file, write
 
     only_json = json_file is not None and str(json_file) == "-"
     asked = {"--json": None if only_json else json_file, "--csv": csv_file, "--ratings": ratings_file, "--plot": plot}
@@ -195,11 +195,11 @@ def analyse(
     found = run(loaded, ratings, simulation=simulation, partial=partial, screened=screened, zero_method=zero_method)
     text = json.dumps({**found, "remarks": shown.remarks(found)}, indent=2, allow_nan=False) + "\n"
     if json_file is not None and not only_json:
-        _write(json_file, text)
+        write(json_file, text)
     if csv_file is not None:
-        _write(csv_file, shown.stimuli_csv(found))
+        write(csv_file, shown.stimuli_csv(found))
     if ratings_file is not None:
-        _write(ratings_file, shown.ratings_csv(loaded, ratings))
+        write(ratings_file, shown.ratings_csv(loaded, ratings))
     if plot is not None:
         shown.plot(plot, found)
     if only_json:
@@ -208,12 +208,6 @@ def analyse(
     _print(found, shown.who(found), shown.remarks(found))
     for target in targets.values():
         print(f"wrote {target}")
-
-
-def _write(path: Path, text: str) -> None:
-    from srgan_fast.evaluate.report import write_text  # which loads torch
-
-    write_text(path, text)
 
 
 def _print(found: Mapping[str, Any], who: str, remarks: list[str]) -> None:
