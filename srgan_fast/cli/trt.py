@@ -7,13 +7,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from srgan_fast import __version__
+from srgan_fast.cli.check import version_of
 from srgan_fast.cli.options import BUNDLED, LEAKY_RELU, WEIGHTS, ModelArgument
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
@@ -176,7 +176,7 @@ def check(
     from srgan_fast.weights import load
 
     print(f"srgan-fast {__version__} trt check, Python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, onnx {_version('onnx')}")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, onnx {version_of('onnx')}")
     with _step("TensorRT"):
         _need_tensorrt(device)
         print(f"TensorRT {library.load().__version__}, driver {engines.driver()}")
@@ -231,10 +231,3 @@ def _show(entry: Entry, not_by_auto: str | None, reason: str | None = None) -> N
 
 def _counted(entries: list[Entry | Damaged]) -> str:
     return f"{len(entries)} pair{'s' * (len(entries) != 1)} of engines"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
