@@ -16,6 +16,7 @@ import typer
 from srgan_fast.cli.options import EITHER
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.outputs import check_file
 
 _SUITES = ("kernel", "frame", "train", "memory")
 # precision needs images, train_kernel a GPU, and reuse and video minutes: `all` does without them.
@@ -181,8 +182,10 @@ def bench(
     if plot is not None and suite in ("memory", _REUSE, _VIDEO, _PRECISION):
         raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
-    for option, path in (("--json", out), ("--plot", plot)):
-        _refuse(option, path)
+    if out is not None:
+        _check_appended("--json", out)
+    if plot is not None:
+        check_file("--plot", plot)
     sizes, crops = ([], _crops(size)) if suite == "train" else (_sizes(size), [])
     batches = _batches(batch)
     if plot is not None:
@@ -331,8 +334,7 @@ def _append(out: Path | None, records: Iterable[dict[str, Any]]) -> None:
         raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
 
 
-def _refuse(option: str, out: Path | None) -> None:
-    if out is None:
-        return
+def _check_appended(option: str, out: Path) -> None:
+    """Refuse a file that takes no more lines; one that is there may lie in a folder that takes no other."""
     if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise OutputError(f"expected {option} to name a file that can be written, got {out}; name another")
