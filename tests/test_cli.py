@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from conftest import ROOT
 from PIL import Image
 
 from srgan_fast import weights
@@ -135,7 +137,9 @@ def commands(command: Any, name: str = "srgan-fast") -> Iterator[tuple[str, Any]
 def test_help_is_sentences_and_says_defaults(name: str, command: Any) -> None:
     first = command.help.partition("\n\n")[0]
     assert (first[0].isupper(), first[-1]) == (True, "."), first
-    assert name == "srgan-fast" or name.count(" ") == 2 or command.epilog, "without an example or a page of the docs"
+    pages = re.findall(r"[\w/]+\.md", command.epilog or "")
+    assert pages or name.count(" ") == 2, "it names no page of the docs"
+    assert all((ROOT / page).is_file() for page in pages), pages
     for option in command.params:
         if option.name != "help":
             said = option.help

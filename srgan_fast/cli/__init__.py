@@ -19,7 +19,8 @@ _USE, _MEASURE, _TRAIN, _DEPLOY = "Upscale", "Measure", "Train", "Models and eng
 app = typer.Typer(
     name="srgan-fast",
     help="Upscale photos and videos with SRGAN; train, measure and deploy its networks.",
-    epilog="Example: srgan-fast upscale in.jpg out.png\n\nMore: `srgan-fast COMMAND --help`, and docs/tutorial.md.",
+    epilog="Example: srgan-fast upscale in.jpg out.png\n\n"
+    "More: `srgan-fast COMMAND --help`, docs/tutorial.md, and docs/commands.md for exit codes.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,48 +42,59 @@ def _root(
     pass
 
 
-def _add(panel: str, command: Callable[..., None], epilog: str) -> None:
-    app.command(rich_help_panel=panel, epilog=epilog)(command)
+def _add(panel: str, command: Callable[..., None], *examples: str, docs: str) -> None:
+    shown = [f"Example: srgan-fast {example}" for example in examples]
+    app.command(rich_help_panel=panel, epilog="\n\n".join([*shown, f"More: {docs}."]))(command)
+
+
+def _add_group(panel: str, group: typer.Typer, name: str, *, docs: str) -> None:
+    app.add_typer(group, name=name, rich_help_panel=panel, epilog=f"More: {docs}.")
 
 
 # In the order in which a newcomer meets them.
 _add(
     _USE,
     upscale.upscale,
-    "Examples: srgan-fast upscale clip.mp4 larger.mp4 --crf 20\n\nsrgan-fast upscale photos/ larger/ --memory 2G\n\n"
-    "More: docs/video.md, docs/scale.md (several GPUs or machines), docs/embedding.md (pipes).",
+    "upscale clip.mp4 larger.mp4 --crf 20",
+    "upscale photos/ larger/ --memory 2G",
+    docs="docs/video.md, docs/scale.md (several GPUs or machines), docs/embedding.md (pipes)",
 )
-_add(_USE, check.check, "More: docs/compatibility.md and docs/deploy.md.")
+_add(_USE, check.check, docs="docs/compatibility.md, docs/deploy.md")
 _add(
     _MEASURE,
     evaluate.evaluate,
-    "Example: srgan-fast evaluate Set5/ --method bicubic --method srresnet_x4 --report report.html\n\n"
-    "More: docs/report.md.",
+    "evaluate Set5/ --method bicubic --method srresnet_x4 --report report.html",
+    docs="docs/report.md",
 )
 _add(
     _MEASURE,
     bench.bench,
-    "Example: srgan-fast bench video --size 320x180\n\nMore: CONTRIBUTING.md, on records; docs/precision.md.",
+    "bench video --size 320x180",
+    docs="docs/measurements.md, docs/video.md, docs/precision.md, CONTRIBUTING.md (records)",
 )
 _add(
     _TRAIN,
     train.train,
-    "Example: srgan-fast train photos/ run/ --preset cpu-srresnet-mse --validation Set5/\n\nMore: docs/training.md.",
+    "train photos/ run/ --preset cpu-srresnet-mse --validation Set5/",
+    docs="docs/training.md",
 )
-_add(_TRAIN, pack.pack, "Example: srgan-fast pack photos/ photos.pack\n\nMore: docs/training.md.")
+_add(_TRAIN, pack.pack, "pack photos/ photos.pack", docs="docs/training.md")
 _add(
-    _DEPLOY, convert.convert, "Example: srgan-fast convert checkpoint.pth model.safetensors\n\nMore: docs/security.md."
+    _DEPLOY,
+    convert.convert,
+    "convert checkpoint.pth model.safetensors",
+    docs="docs/extending.md, docs/security.md",
 )
 _add(
     _DEPLOY,
     calibrate.calibrate,
-    "Example: srgan-fast calibrate model.safetensors --images photos/ --out model_int8.safetensors\n\n"
-    "More: docs/precision.md.",
+    "calibrate model.safetensors --images photos/ --out model_int8.safetensors",
+    docs="docs/precision.md",
 )
-_add(_DEPLOY, export.export, "Example: srgan-fast export srresnet_x4 model.onnx\n\nMore: docs/deploy.md.")
-app.add_typer(data.app, name="data", rich_help_panel=_MEASURE, epilog="More: docs/tutorial.md.")
-app.add_typer(mos.app, name="mos", rich_help_panel=_MEASURE, epilog="More: docs/mos.md.")
-app.add_typer(trt.app, name="trt", rich_help_panel=_DEPLOY, epilog="More: docs/deploy.md.")
+_add(_DEPLOY, export.export, "export srresnet_x4 model.onnx", docs="docs/deploy.md")
+_add_group(_MEASURE, data.app, "data", docs="docs/tutorial.md")
+_add_group(_MEASURE, mos.app, "mos", docs="docs/mos.md")
+_add_group(_DEPLOY, trt.app, "trt", docs="docs/deploy.md")
 
 
 def main() -> None:
