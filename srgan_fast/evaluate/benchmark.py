@@ -182,7 +182,9 @@ def images(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             raise InputError(f"expected a folder of images, got {folder}; check the path")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        there = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        # macOS leaves a ._NAME of metadata beside each file on foreign disks.
+        found = sorted(path for path in there if not path.name.startswith("._"))
     except OSError as error:
         raise InputError(f"expected a readable folder, got {folder}: {error.strerror}; check its permissions") from None
     if not found:
