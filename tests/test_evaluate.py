@@ -157,6 +157,11 @@ def made(tmp_path: Path, hr_folder: Path) -> Path:
     return folder
 
 
+def test_what_macos_leaves_beside_a_file_is_no_image(hr_folder: Path) -> None:
+    (hr_folder / "._a.png").write_bytes(b"macOS metadata")
+    assert [entry["name"] for entry in evaluate(hr_folder, method="nearest")["images"]] == ["a.png", "b.png"]
+
+
 def test_several_methods_are_what_each_gives_alone(hr_folder: Path, tiny_x2: Path) -> None:
     choices = [Choice.parse("nearest"), Choice.parse(f"mine={tiny_x2}"), Choice(method="bicubic")]
     seen: list[tuple[str, str]] = []
@@ -431,6 +436,17 @@ def test_the_list_and_what_it_promises(run: Run, monkeypatch: pytest.MonkeyPatch
     code, _, err = run("data", "fetch", "set6")
     assert code == 2
     assert "set5, set14, bsd100, vgg19" in err
+
+
+def test_a_user_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    code, _, err = run("data", "verify", "set5")
+    assert (code, err.count("\n"), "XDG_CACHE_HOME" in err) == (2, 1, True)
+    assert run("data", "verify", "set5", "--in", tmp_path)[0] == 2
 
 
 def test_set5_is_the_one_that_was_measured(shared_data: Path) -> None:

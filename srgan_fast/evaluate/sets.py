@@ -129,9 +129,18 @@ def collection(name: str) -> Collection:
 
 
 def default_folder(name: str) -> Path:
-    """Where a collection is kept when no folder is named: in the user's cache."""
+    """Where a collection is kept when no folder is named: in the user's cache.
+
+    Raises:  InputError where nobody knows the user's home
+    """
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "srgan-fast" / name
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "srgan-fast" / name
+    except RuntimeError as error:
+        raise InputError(
+            "expected a user with a home for the cache, got none; set XDG_CACHE_HOME, or name a folder by --to or"
+            " --in"
+        ) from error
 
 
 def digest(path: Path) -> str:
