@@ -18,6 +18,17 @@ def same(one: Path, other: Path) -> bool:
         return False
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, where it is not there.
+
+    Raises:  OutputError if it cannot be made
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; name another one") from error
+
+
 def check_folder(folder: Path, target: Path) -> None:
     """Refuse a folder that is not there or cannot be written, into which `target` is to go.
 

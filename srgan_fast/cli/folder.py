@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from srgan_fast.cli import video
-from srgan_fast.errors import InputError, OutputError, UsageError
+from srgan_fast.errors import InputError, UsageError
 from srgan_fast.outputs import same
 
 Job = tuple[Path, Path]
@@ -64,17 +64,6 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
         bool(films),
         pictures[0] if pictures else None,
     )
-
-
-def make(folder: Path) -> None:
-    """Make a folder for results, where it is not there.
-
-    Raises:  OutputError if it cannot be made
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; name another one") from error
 
 
 def _files(source: Path, target: Path) -> Iterator[Path]:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.cli import crew, folder, pipe, video
+from srgan_fast.cli import crew, pipe, video
 from srgan_fast.cli.folder import Job, Jobs, jobs_of
 from srgan_fast.cli.options import BUNDLED, WEIGHTS, Device
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
-from srgan_fast.outputs import check_folder, same
+from srgan_fast.outputs import check_folder, make_folder, same
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
 
-_FOLDERS = "Folders of images"
+_FOLDERS = "Folders"
 
 
 def upscale(
@@ -134,7 +134,7 @@ def upscale(
             raise UsageError(f"{others}, and {choice.given()[-1]} is for videos; put them into a folder of their own")
         options = video.options_of(choice) if jobs.any_videos else None
         if many:
-            folder.make(target)
+            make_folder(target)
             check_folder(target, target)
         todo = len(jobs.images) + len(jobs.videos)
         if not todo:
@@ -259,5 +259,5 @@ def _one(source: Path, target: Path, upscaler: Upscaler) -> None:
 
     picture = image.read(source)
     image.check_target(target, picture, upscaler.scale)
-    folder.make(target.parent)
+    make_folder(target.parent)
     image.write(target, image.upscale_picture(picture, upscaler))

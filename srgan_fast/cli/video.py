@@ -15,6 +15,7 @@ import typer
 
 from srgan_fast.cli.crew import Wish
 from srgan_fast.errors import IncompleteError, Interrupted, SRGANFastError, UsageError
+from srgan_fast.outputs import make_folder
 
 if TYPE_CHECKING:
     from srgan_fast.cli.progress import VideoProgress
@@ -178,13 +179,12 @@ def run_many(
 
     Raises:  Interrupted
     """
-    from srgan_fast.cli import folder
     from srgan_fast.video.summary import Summary
 
     failures: list[SRGANFastError] = []
     frames = 0
     for _, target in jobs:
-        folder.make(target.parent)
+        make_folder(target.parent)
     with closing(_outcomes(jobs, make, options, hands, "beside the outputs")) as outcomes:
         for outcome in outcomes:
             if failure := _told(outcome, options):
