@@ -9,6 +9,7 @@ a process of its own, until the budget ends; a part that fails or hangs is repor
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import re
@@ -77,12 +78,22 @@ def run(table: ModuleType, names: Sequence[str], file: Path, budget_s: float) ->
 
 
 def append(file: Path, one: Record) -> None:
-    """Add a record as one line in one write, which no other process can come between and no kill can halve."""
-    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    """Add a record as one line in one write, which no other process can come between and no kill can halve.
+
+    Raises:  OutputError if there is no room for it: then nothing is added
+    """
+    line = (json.dumps(one) + "\n").encode()
     try:
-        os.write(descriptor, (json.dumps(one) + "\n").encode())
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            before = os.fstat(descriptor).st_size
+            if os.write(descriptor, line) < len(line):
+                os.ftruncate(descriptor, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror}; make room, --continue goes on") from error
 
 
 def unfinished(file: Path, table: ModuleType) -> list[str]:

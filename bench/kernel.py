@@ -85,28 +85,23 @@ def _measured(
 ) -> list[dict[str, Any]]:
     sides = _sides(name, op, arguments, DTYPES[fields["dtype"]], device)
     with float32(device), torch.inference_mode():
-        plain = {impl: side.run for impl, side in sides.items()}
-        peaks = {impl: peak_bytes(run, device, rest_bytes(device)) for impl, run in plain.items()}
-        timed = {impl: captured(run, _IN_A_GRAPH) for impl, run in plain.items()} if is_cuda(device) else plain
-        calls = {impl: calls_for(run, device) for impl, run in timed.items()}
-        samples = interleave(timed, runs, device=device, calls=calls, events=is_cuda(device))
-    inside = _IN_A_GRAPH if is_cuda(device) else 1
+        times = timed({impl: side.run for impl, side in sides.items()}, runs, device)
     clock = "CUDA events around replays of a graph of 20 calls" if is_cuda(device) else "wall"
     raw: list[dict[str, Any]] = [
         {
             "suite": "kernel",
             "impl": impl,
             **fields,
-            "chosen": sides[impl].chosen,
+            "chosen": side.chosen,
             "device": torch.device(device).type,
-            "latency_ms": latency([ms / inside for ms in values]),
-            "timing": {"clock": clock, "calls": calls[impl] * inside, "l2": "not flushed"},
-            "peak_bytes": peaks[impl],
+            "latency_ms": latency(times.samples_ms[impl]),
+            "timing": {"clock": clock, "calls": times.calls[impl], "l2": "not flushed"},
+            "peak_bytes": times.peaks[impl],
             "flops": op.flops(**arguments),
             "bytes": op.bytes_moved(**arguments),
-            "quality": _quality(sides[impl].report),
+            "quality": quality(side.report),
         }
-        for impl, values in samples.items()
+        for impl, side in sides.items()
     ]
     found = []
     for one in raw:
@@ -116,7 +111,31 @@ def _measured(
     return found
 
 
-def _quality(report: Report) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Times:
+    """What took turns: milliseconds a call, the calls of a sample, and the most bytes that are held, each by name."""
+
+    samples_ms: dict[str, list[float]]
+    calls: dict[str, int]
+    peaks: dict[str, int | None]
+
+
+def timed(sides: Mapping[str, Callable[[], object]], runs: int, device: str) -> Times:
+    """Time calls in turns; on a GPU by events around replays of a graph of many calls, as one is soon done."""
+    peaks = {impl: peak_bytes(run, device, rest_bytes(device)) for impl, run in sides.items()}
+    inside = _IN_A_GRAPH if is_cuda(device) else 1
+    ready = {impl: captured(run, inside) for impl, run in sides.items()} if is_cuda(device) else dict(sides)
+    calls = {impl: calls_for(run, device) for impl, run in ready.items()}
+    samples = interleave(ready, runs, device=device, calls=calls, events=is_cuda(device))
+    return Times(
+        {impl: [ms / inside for ms in values] for impl, values in samples.items()},
+        {impl: count * inside for impl, count in calls.items()},
+        peaks,
+    )
+
+
+def quality(report: Report) -> dict[str, Any]:
+    """What a record says of how far a result is from its reference."""
     errors = {key: getattr(report, key) for key in ("max_error", "max_allowed", "rms_error", "rms_allowed")}
     return {"gate": "pass" if report.passed else "fail", **errors}
 

@@ -313,7 +313,9 @@ def ceilings_and_rates(emit: Emit) -> None:
     _settle(red, [])
 
 
-def frames(sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, compiled: bool = False) -> Any:
+def frames(
+    sizes: Iterable[tuple[int, int]], batches: Iterable[int] = (1,), *, compiled: bool = False
+) -> Callable[[Emit], None]:
     """A part that times frames: every backend against plain PyTorch and its tunings, torch.compile where asked for."""
     wanted = [(size, batch) for batch in batches for size in sizes]
     with_peers = ("compile",) if compiled else ()

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
+from srgan_fast.atomic import atomic
 from srgan_fast.bench.table import Record, shape_of, timed_together, where
 from srgan_fast.errors import OutputError, UsageError
 
@@ -45,7 +46,8 @@ def draw(records: Iterable[Record], path: Path) -> None:
         axis.tick_params(axis="x", labelsize=8)
     axes[-1].set_xlabel("speed-up over the first row, p50", fontsize=8)
     try:
-        figure.savefig(path, format="png", dpi=110, metadata={KEY: fingerprint(panels), "Software": None})
+        with atomic(path) as file:
+            figure.savefig(file, format="png", dpi=110, metadata={KEY: fingerprint(panels), "Software": None})
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; name a file that can be written") from error
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srgan_fast.bench import ceiling
-from srgan_fast.bench.device import float32, is_cuda, peak_bytes, rest_bytes
+from srgan_fast.bench.device import float32, is_cuda
 from srgan_fast.bench.figures import timed_figures
+from srgan_fast.bench.kernel import quality, timed
 from srgan_fast.bench.record import latency, record
-from srgan_fast.bench.timer import calls_for, captured, interleave
 from srgan_fast.errors import BackendUnavailable
 from srgan_fast.kernels import why_not_triton
 from srgan_fast.kernels.batchnorm_act import batchnorm_act, channel_statistics
@@ -28,8 +28,6 @@ from srgan_fast.kernels.pixelshuffle_prelu import pixelshuffle_prelu
 
 # Frames at once, as in the paper.
 BATCH = 16
-# Calls in one captured graph.
-_IN_A_GRAPH = 20
 
 Tensors = dict[str, Tensor]
 
@@ -70,6 +68,7 @@ class Layer:
         return found
 
     def by_torch(self, given: Tensors) -> Tensor:
+        """The layer by PyTorch's own functions."""
         y = given["x"].permute(0, 3, 1, 2)
         if self.outputs is not None:
             y = F.conv2d(y, given["weight"].permute(0, 3, 1, 2), stride=self.stride, padding=1)
@@ -82,6 +81,7 @@ class Layer:
         return y + given["skip"] if self.skip else y
 
     def by_kernels(self, given: Tensors) -> Tensor:
+        """The layer by the training kernels."""
         y = given["x"]
         if self.outputs is None:
             mean, variance = channel_statistics(y.detach())
@@ -100,15 +100,18 @@ class Shuffle:
     inputs: int
 
     def arguments(self, batch: int, device: str, dtype: torch.dtype) -> Tensors:
+        """Maps in the dtype, the slope in float32; the same numbers on every device."""
         random = torch.Generator().manual_seed(0)
         x = torch.randn(batch, self.size, self.size, self.inputs, generator=random)
         return {"x": x.to(device, dtype), "slopes": torch.tensor([0.25], device=device)}
 
     def by_torch(self, given: Tensors) -> Tensor:
+        """The layer by PyTorch's own functions."""
         y = F.pixel_shuffle(given["x"].permute(0, 3, 1, 2), 2)
         return F.prelu(y, given["slopes"].to(y.dtype)).permute(0, 2, 3, 1)
 
     def by_kernels(self, given: Tensors) -> Tensor:
+        """The layer by the training kernels."""
         return pixelshuffle_prelu(given["x"], given["slopes"].expand(self.inputs // 4), 2)
 
 
@@ -145,12 +148,7 @@ def measure(name: str, runs: int, device: str, *, batch: int = BATCH) -> list[di
     found: list[dict[str, Any]] = []
     for part, both in (("forward", False), ("forward and backward", True)):
         with float32(device):
-            plain = {impl: _call(side, given, both=both) for impl, side in sides.items()}
-            peaks = {impl: peak_bytes(run, device, rest_bytes(device)) for impl, run in plain.items()}
-            timed = {impl: captured(run, _IN_A_GRAPH) for impl, run in plain.items()} if is_cuda(device) else plain
-            calls = {impl: calls_for(run, device) for impl, run in timed.items()}
-            samples = interleave(timed, runs, device=device, calls=calls, events=is_cuda(device))
-        inside = _IN_A_GRAPH if is_cuda(device) else 1
+            times = timed({impl: _call(side, given, both=both) for impl, side in sides.items()}, runs, device)
         raw: list[dict[str, Any]] = [
             {
                 "suite": "train_kernel",
@@ -161,13 +159,13 @@ def measure(name: str, runs: int, device: str, *, batch: int = BATCH) -> list[di
                 "baseline_dtype": precision,
                 "device": torch.device(device).type,
                 "shape": {"n": batch, "h": layer.size, "w": layer.size},
-                "latency_ms": latency([ms / inside for ms in values]),
-                "timing": {"calls": calls[impl] * inside, "l2": "not flushed"},
-                "peak_bytes": peaks[impl],
+                "latency_ms": latency(times.samples_ms[impl]),
+                "timing": {"calls": times.calls[impl], "l2": "not flushed"},
+                "peak_bytes": times.peaks[impl],
                 "bytes": _bytes(layer, given, both=both),
                 "quality": reports[impl],
             }
-            for impl, values in samples.items()
+            for impl in sides
         ]
         for one in raw:
             passed = one["quality"]["gate"] == "pass"
@@ -211,8 +209,7 @@ def _report(
         compare(*each, dtype, floor=_floor(each[2], truth[0], dtype)) for each in zip(fast, plain, truth, strict=True)
     ]
     worst: Report = max(reports, key=lambda report: (not report.passed, report.max_error / report.max_allowed))
-    errors = {key: getattr(worst, key) for key in ("max_error", "max_allowed", "rms_error", "rms_allowed")}
-    return {"gate": "pass" if worst.passed else "fail", **errors}
+    return quality(worst)
 
 
 def _floor(gradient: Tensor, result: Tensor, dtype: torch.dtype) -> float | None:

@@ -21,7 +21,7 @@ from srgan_fast.bench import record as records_module
 from srgan_fast.bench.claims import judge, load_claims, verify
 from srgan_fast.bench.held import held
 from srgan_fast.bench.record import ROOT, content_id, record
-from srgan_fast.errors import InputError, ParityError
+from srgan_fast.errors import InputError, OutputError, ParityError
 
 FAKES = """
 import os, subprocess, sys, time
@@ -167,6 +167,16 @@ def test_a_user_may_stop_it(fakes: ModuleType, tmp_path: Path, monkeypatch: pyte
     said = "not run: stopped by the user"
     assert outcomes(file) == {"bad": "passed", "last": said, "good": said}
     assert gpu.unfinished(file, fakes)[-1] == "last"
+
+
+def test_a_disk_that_fills_adds_no_half_of_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "gpu.jsonl"
+    gpu.append(file, {"id": 1})
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda to, line: whole(to, line[:3]))
+    with pytest.raises(OutputError, match="No space left"):
+        gpu.append(file, {"id": 2})
+    assert gpu.read(file) == [{"id": 1}]
 
 
 def test_one_file_is_one_state_of_the_sources(fakes: ModuleType, tmp_path: Path) -> None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
+from conftest import ROOT
 from PIL import Image
 
 from srgan_fast import weights
+from srgan_fast.cli import app
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -120,6 +125,26 @@ def test_check_passes_here(run: Run) -> None:
     assert all(": pass" in line for line in cuts)
     assert not any("FAIL" in line for line in parity)
     assert "FAIL" not in out
+
+
+def commands(command: Any, name: str = "srgan-fast") -> Iterator[tuple[str, Any]]:
+    yield name, command
+    for key, inner in getattr(command, "commands", {}).items():
+        yield from commands(inner, f"{name} {key}")
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands(typer.main.get_command(app))))
+def test_help_is_sentences_and_says_defaults(name: str, command: Any) -> None:
+    first = command.help.partition("\n\n")[0]
+    assert (first[0].isupper(), first[-1]) == (True, "."), first
+    pages = re.findall(r"[\w/]+\.md", command.epilog or "")
+    assert pages or name.count(" ") == 2, "it names no page of the docs"
+    assert all((ROOT / page).is_file() for page in pages), pages
+    for option in command.params:
+        if option.name != "help":
+            said = option.help
+            # What is in brackets would be taken for a style, and vanish.
+            assert (said[0].isupper(), said[-1], "[" in said) == (True, ".", False), (option.name, said)
 
 
 COMMAND = [sys.executable, "-c", "from srgan_fast.cli import main; main()"]

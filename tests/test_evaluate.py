@@ -22,8 +22,8 @@ from srgan_fast.errors import InputError, OutputError, ShapeError, UsageError
 from srgan_fast.evaluate import sets
 from srgan_fast.evaluate.benchmark import Choice, Comparison, evaluate, evaluate_all, pair
 from srgan_fast.evaluate.metrics import score
-from srgan_fast.evaluate.report import write_text
 from srgan_fast.model import Generator, GeneratorConfig
+from srgan_fast.outputs import write
 from srgan_fast.resize import imresize_down, imresize_up, nearest_up
 
 Run = Callable[..., tuple[int, str, str]]
@@ -157,6 +157,11 @@ def made(tmp_path: Path, hr_folder: Path) -> Path:
     return folder
 
 
+def test_what_macos_leaves_beside_a_file_is_no_image(hr_folder: Path) -> None:
+    (hr_folder / "._a.png").write_bytes(b"macOS metadata")
+    assert [entry["name"] for entry in evaluate(hr_folder, method="nearest")["images"]] == ["a.png", "b.png"]
+
+
 def test_several_methods_are_what_each_gives_alone(hr_folder: Path, tiny_x2: Path) -> None:
     choices = [Choice.parse("nearest"), Choice.parse(f"mine={tiny_x2}"), Choice(method="bicubic")]
     seen: list[tuple[str, str]] = []
@@ -287,8 +292,14 @@ def test_no_place_for_the_result(run: Run, hr_folder: Path, tmp_path: Path, opti
         code, out, err = run("evaluate", hr_folder, "--method", "bicubic", option, target)
         assert code == OutputError.exit_code
         assert out == ""
-        assert err.startswith("srgan-fast: expected a file in a folder that exists")
+        assert err.startswith(f"srgan-fast: expected {option} to name a file in a folder that can be written")
         assert err.count("\n") == 1
+
+
+def test_names_are_shown_as_they_are(run: Run, hr_folder: Path, tiny_x2: Path) -> None:
+    (hr_folder / "b.png").rename(hr_folder / "b[red].png")
+    code, out, err = run("evaluate", hr_folder, "--method", f"mine[/b]={tiny_x2}")
+    assert (code, "mine[/b] x2, fp32" in out, "b[red].png" in out) == (0, True, True), err
 
 
 def test_set5_by_the_command(run: Run, shared_data: Path) -> None:
@@ -427,6 +438,17 @@ def test_the_list_and_what_it_promises(run: Run, monkeypatch: pytest.MonkeyPatch
     assert "set5, set14, bsd100, vgg19" in err
 
 
+def test_a_user_without_a_home(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    code, _, err = run("data", "verify", "set5")
+    assert (code, err.count("\n"), "XDG_CACHE_HOME" in err) == (2, 1, True)
+    assert run("data", "verify", "set5", "--in", tmp_path)[0] == 2
+
+
 def test_set5_is_the_one_that_was_measured(shared_data: Path) -> None:
     folder = shared_data / "Set5"
     if not folder.is_dir():
@@ -440,11 +462,11 @@ def test_text_into_a_pipe_or_through_a_link(tmp_path: Path) -> None:
     got: list[str] = []
     reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
     reader.start()
-    write_text(tmp_path / "pipe", "scores")
+    write(tmp_path / "pipe", "scores")
     reader.join(timeout=10)
     assert got == ["scores"]
     assert (tmp_path / "pipe").is_fifo()
     (tmp_path / "link").symlink_to("real")
-    write_text(tmp_path / "link", "more")
+    write(tmp_path / "link", "more")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_text() == "more"

@@ -425,7 +425,7 @@ def test_the_command_writes_what_it_prints(rated: Study, run: Run, tmp_path: Pat
     [
         (["--zero-method", "none"], 2, "pratt, wilcox"),
         (["--plot", "a.jpg"], 2, ".png, .svg, .pdf"),
-        (["--json", "no/where.json"], 4, "a folder that exists"),
+        (["--json", "no/where.json"], 4, "in a folder that can be written"),
     ],
 )
 def test_options_that_cannot_be(rated: Study, run: Run, options: list[str], code: int, said: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from srgan_fast import image
+from srgan_fast.errors import MemoryBudgetError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -146,6 +147,24 @@ def test_damaged_tiff_is_one_line(run: Run, tmp_path: Path) -> None:
     data[8:400] = bytes(392)
     source.write_bytes(data)
     one_line(run(source, tmp_path / "b.png"), 2, "damaged")
+
+
+def test_a_link_that_leads_to_itself(run: Run, tmp_path: Path) -> None:
+    link = tmp_path / "in" / "a.png"
+    link.parent.mkdir()
+    link.symlink_to(link.name)
+    one_line(run(link, tmp_path / "b.png"), 2, "a.png")
+    one_line(run(link, tmp_path / "b.mp4"), 2, "a.png")
+    code, out, err = run(link.parent, tmp_path / "out")
+    assert (code, "0 upscaled, 0 finished before, 1 failed" in out) == (2, True), err
+
+
+def test_a_budget_that_holds_no_picture_has_its_own_exit_code(run: Run, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png")
+    assert run(tmp_path / "in", tmp_path / "out", "--memory", "1K")[0] == MemoryBudgetError.exit_code
+    (tmp_path / "in" / "b.png").write_bytes(b"")
+    assert run(tmp_path / "in", tmp_path / "out", "--memory", "1K")[0] == 2
 
 
 def test_two_inputs_for_one_output_are_refused(run: Run, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from srgan_fast.video.colour import from_rgb, to_rgb
 from srgan_fast.video.encoder import Encoder
 from srgan_fast.video.job import VideoOptions, upscale_video
 from srgan_fast.video.pipeline import THREAD_NAME
+from srgan_fast.video.segments import Segment
 from srgan_fast.video.source import Source
 
 Run = Callable[..., tuple[int, str, str]]
@@ -204,6 +206,23 @@ def test_two_runs_at_once_for_one_output(tmp_path: Path) -> None:
     upscaled(source, target, progress=second)
     assert len(held) == 12
     assert names(tmp_path) == ["in.mp4", "out.mp4"]
+
+
+def test_a_folder_that_goes_while_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run ends between the opening of the lock and the taking of it: the folder and its lock are made anew."""
+    parts, lock = tmp_path / "out.mp4.parts", segments.fcntl.flock
+
+    def late(file: Any, how: int) -> None:
+        monkeypatch.setattr(segments.fcntl, "flock", lock)
+        (parts / "lock").unlink()
+        parts.rmdir()
+        lock(file, how)
+
+    monkeypatch.setattr(segments.fcntl, "flock", late)
+    with closing(segments.Parts(parts, {}, {})) as mine:
+        mine.begin([Segment(0, None, None)], threads=1)
+        with pytest.raises(UsageError, match="another run is at work"):
+            segments.Parts(parts, {}, {})
 
 
 @pytest.mark.parametrize("failing", ["decode", "upscale", "encode", "progress"])

@@ -195,6 +195,7 @@ def look(wheel: Path, names: list[str], folder: Path) -> dict[str, Any]:
 
 
 def main() -> int:
+    """Print what of the stub file is not so in each wheel; 1 if there is anything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheels", nargs="*", type=Path, help="wheels of TensorRT's Python bindings")
     parser.add_argument("--fetch", nargs="*", default=[], metavar="VERSION", help=f"versions of {PACKAGE} to download")

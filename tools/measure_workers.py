@@ -30,6 +30,7 @@ CREWS = ((1, 1), (2, 1), (1, 2))
 
 
 def crew_of(kind: str, make: Any, workers: int, threads: int) -> Any:
+    """Workers on this machine, each with so many threads: processes, or actors of Ray."""
     if kind == "processes":
         return Processes(make, [Place(threads=threads)] * workers)
     from srgan_fast.video.cluster import Actors
@@ -46,6 +47,7 @@ class Gathered:
         self.ready_s = 0.0
 
     def listen(self, seconds: float) -> list[tuple[int, Word]]:
+        """What workers have said; the first time, all that was said until each of them was ready."""
         while not self.ready_s:
             self._held += self._crew.listen(seconds)
             if sum(isinstance(word, Ready) for _, word in self._held) == self.count:
@@ -58,6 +60,7 @@ class Gathered:
 
 
 def main() -> None:
+    """Measure, and print the medians and the digests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clip", type=Path)
     parser.add_argument("kind", choices=("ray", "processes"))

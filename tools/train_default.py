@@ -57,6 +57,7 @@ STAGES = (
 
 
 def main() -> int:
+    """Train what is not made yet, slice by slice, and score it; the exit code of the slice that failed."""
     asked = _arguments()
     device = asked.device if asked.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     left = asked.slices

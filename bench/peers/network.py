@@ -29,6 +29,7 @@ class Pixels(nn.Module):
             self.register_buffer(f"{name}_span", high - low)
 
     def forward(self, frames: Tensor) -> Tensor:
+        """The larger frames, scale times as high and wide."""
         lr = frames.permute(0, 3, 1, 2).float() / 255 * self.in_span + self.in_low
         hr = self.network(lr.to(self.dtype)).float()
         pixels = ((hr - self.out_low) / self.out_span * 255).clamp(0, 255).add(0.5).floor()

@@ -13,8 +13,10 @@ from typing import Annotated, Any
 
 import typer
 
+from srgan_fast.cli.options import EITHER
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.outputs import check_file
 
 _SUITES = ("kernel", "frame", "train", "memory")
 # precision needs images, train_kernel a GPU, and reuse and video minutes: `all` does without them.
@@ -22,6 +24,7 @@ _PRECISION, _REUSE, _VIDEO = "precision", "reuse", "video"
 _ALONE = ("train_kernel", _REUSE, _VIDEO, _PRECISION)
 # Those that take one precision rather than every one.
 _PRECISE = (_REUSE, _VIDEO)
+_BESIDE, _RESULTS = "What else is timed", "Results"
 _DEFAULT_SIZE = (128, 128)
 _REUSE_SIZE = (1280, 720)
 _VIDEO_SIZES = {"cpu": [(160, 90), (320, 180)], "cuda": [(480, 270), (960, 540)]}
@@ -49,62 +52,116 @@ class _Asked:
 
 def bench(
     named: Annotated[
-        str | None, typer.Argument(metavar="[SUITE]", help="The suite, as --suite has it.", show_default=False)
-    ] = None,
-    model: Annotated[str, typer.Option(help="A bundled model or a weights file.")] = "srresnet_x4",
-    suite: Annotated[
         str | None,
-        typer.Option(
-            help="frame (speed), kernel (each op against its reference), train (steps), memory (the peak of a process"
-            " of its own) or all of these; train_kernel (each training kernel against PyTorch's own); reuse (a video of"
-            " which only a part changes, with reuse and without); video (a clip from file to file, its stages, and"
-            " what FFmpeg alone takes); precision (what each loses on the images of --hr, emulated). [default: frame]"
-        ),
+        typer.Argument(metavar="SUITE", help="What to measure, one of those above.", show_default="frame"),
+    ] = None,
+    model: Annotated[str, typer.Option(metavar="NAME|FILE", help=EITHER)] = "srresnet_x4",
+    suite: Annotated[
+        str | None, typer.Option(metavar="SUITE", help="Another way to name the suite.", show_default="frame")
     ] = None,
     size: Annotated[
         str | None,
         typer.Option(
-            help="LR sizes, width x height, with commas between; 'all' is every size from 64x64 to 1920x1080."
-            " train: small (batch 4, crop 32), paper (16, 96) or both as 'all'. [default: 128x128 and small on a CPU,"
-            " all on a GPU]"
+            metavar="WxH,...",
+            help="LR sizes in pixels, with commas between; all is every size from 64x64 to 1920x1080."
+            " Suite train: small (batch 4, crop 32), paper (16, 96), or all.",
+            show_default="128x128, and small; on a GPU all; reuse and video have their own",
         ),
     ] = None,
     batch: Annotated[
-        str | None, typer.Option(help="frame, kernel: frames at once, with commas. [default: 1; 1,4,8 with all sizes]")
+        str | None,
+        typer.Option(
+            metavar="N,...",
+            help="Frames at once, with commas between; suites frame and kernel only.",
+            show_default="1; of frame 1,4,8 with all sizes",
+        ),
     ] = None,
-    runs: Annotated[int, typer.Option(help="Timed runs of each candidate, interleaved.")] = 5,
-    frames: Annotated[int, typer.Option(help="video: frames of the clip.")] = 100,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda; memory is always cpu.")] = "cpu",
+    runs: Annotated[int, typer.Option(help="Timed runs of each candidate, in turns.")] = 5,
+    frames: Annotated[int, typer.Option(help="Frames of the clip; suite video only.")] = 100,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="Where to compute: auto, cpu, cuda, cuda:1, ...; suite memory is always on the CPU."
+        ),
+    ] = "cpu",
     precision: Annotated[
-        str, typer.Option(help="memory, reuse, video: auto, fp32, bf16; fp16 and int8 on a GPU.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="What the network computes in: auto, fp32, bf16; on a GPU fp16, int8; suites memory, reuse and video"
+            " only.",
+        ),
     ] = "auto",
-    memory: Annotated[str | None, typer.Option(help="memory: the budget, such as 3G.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Most memory of the process, such as 2G or 512M; suite memory only.",
+            show_default="no limit",
+        ),
+    ] = None,
+    hr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of original images; suite precision only, which needs it.", readable=False
+        ),
+    ] = None,
+    lr: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of their LR images, of equal stem or called STEM_*LR*; suite precision only.",
+            show_default="made from HR by MATLAB's imresize",
+            readable=False,
+        ),
+    ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="frame, train: torch.compile too, in a process of its own.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Time torch.compile too, in a process of its own; suites frame and train only.",
+            rich_help_panel=_BESIDE,
+        ),
     ] = False,
-    compile_limit_s: Annotated[float, typer.Option(help="--compile: seconds that one size may take.")] = 600.0,
+    compile_limit_s: Annotated[
+        float, typer.Option(help="Most seconds that torch.compile may take for a size.", rich_help_panel=_BESIDE)
+    ] = 600.0,
     peers: Annotated[
         bool,
         typer.Option(
             "--peers",
-            help="frame: spandrel too, where it is installed. video: a PNG file a frame, and OpenCV's loop, too.",
+            help="Time others too: suite frame spandrel, where it is installed; suite video a PNG file for each frame,"
+            " and OpenCV's loop.",
+            rich_help_panel=_BESIDE,
         ),
     ] = False,
-    hr: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="precision: original images.", readable=False)
-    ] = None,
-    lr: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="precision: their LR; made from them otherwise.", readable=False),
-    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Append the records as JSON Lines.", readable=False)
+        Path | None,
+        typer.Option(
+            "--json",
+            metavar="FILE",
+            help="Append the records, a line of JSON each.",
+            rich_help_panel=_RESULTS,
+            readable=False,
+        ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the speed-ups as PNG.", readable=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the speed-ups, as PNG.", rich_help_panel=_RESULTS, readable=False),
     ] = None,
 ) -> None:
-    """Measure speed, or memory, beside quality; a result that fails its quality gate shows no figure."""
+    """Measure speed or memory beside quality; a result that fails its quality gate shows no figure.
+
+    frame         speed of frames: every backend against plain PyTorch
+    kernel        speed of each GPU op against its reference
+    train         speed of training steps against plain PyTorch
+    memory        peak of a process of its own against what was planned
+    all           the four above
+    train_kernel  speed of each training kernel against PyTorch's own functions
+    reuse         a video of which only a part changes, with reuse and without
+    video         a clip from file to file, its stages, and FFmpeg alone
+    precision     what each precision loses on the images of --hr, emulated
+    """
     if runs < 1:
         raise UsageError(f"expected --runs of at least 1, got {runs}; 5 is the default")
     if None not in (named, suite) and named != suite:
@@ -115,7 +172,9 @@ def bench(
     if (suite == _PRECISION) != (hr is not None) or (lr is not None and hr is None):
         raise UsageError("--suite precision compares on images: expected --hr FOLDER with it, and with it alone")
     if suite not in ("memory", "all") and (memory is not None or (precision != "auto" and suite not in _PRECISE)):
-        raise UsageError("--memory and --precision belong to --suite memory; the frame suite times every precision")
+        raise UsageError(
+            "--memory belongs to --suite memory, --precision to memory, reuse and video; frame times every precision"
+        )
     if suite not in ("frame", "all") and ((peers and suite != _VIDEO) or (compiled and suite != "train")):
         raise UsageError("--peers belongs to --suite frame and video, --compile to frame and train")
     if frames < 2:
@@ -123,8 +182,10 @@ def bench(
     if plot is not None and suite in ("memory", _REUSE, _VIDEO, _PRECISION):
         raise UsageError(f"--plot shows speeds; --suite {suite} measures none")
     # Refused before the minutes that the measurement takes, not after.
-    for option, path in (("--json", out), ("--plot", plot)):
-        _refuse(option, path)
+    if out is not None:
+        _check_appended("--json", out)
+    if plot is not None:
+        check_file("--plot", plot)
     sizes, crops = ([], _crops(size)) if suite == "train" else (_sizes(size), [])
     batches = _batches(batch)
     if plot is not None:
@@ -273,8 +334,7 @@ def _append(out: Path | None, records: Iterable[dict[str, Any]]) -> None:
         raise OutputError(f"cannot write {out}: {error.strerror}; name a file that can be written") from error
 
 
-def _refuse(option: str, out: Path | None) -> None:
-    if out is None:
-        return
+def _check_appended(option: str, out: Path) -> None:
+    """Refuse a file that takes no more lines; one that is there may lie in a folder that takes no other."""
     if out.is_dir() or not out.parent.is_dir() or not os.access(out if out.exists() else out.parent, os.W_OK):
         raise OutputError(f"expected {option} to name a file that can be written, got {out}; name another")

@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.cli.options import ModelArgument
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same
 
 
 def calibrate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a weights file.")],
+    model: ModelArgument,
     images: Annotated[
-        Path, typer.Option(help="Folder of originals; they are made small as for training.", readable=False)
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Folder of original images; LR is made from them as for training.", readable=False
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.", readable=False)],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Weights file to write, a .safetensors.", readable=False)],
     percentile: Annotated[
-        str, typer.Option(help="Of a tensor's values, those within int8's range in percent; or amax: all.")
+        str,
+        typer.Option(
+            metavar="PERCENT", help="Share of a tensor's values that is within int8's range, in percent; amax is all."
+        ),
     ] = "99.99",
-    limit_db: Annotated[float, typer.Option(help="The most PSNR that int8 may lose on the images.")] = 0.1,
+    limit_db: Annotated[float, typer.Option(help="Most PSNR that int8 may lose on the images, in dB.")] = 0.1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Let --out be the model's own file.")] = False,
 ) -> None:
-    """Find the scales that --precision int8 needs; nothing is written if int8 loses too much."""
+    """Find the scales that --precision int8 needs, and write a model with them; not if int8 loses too much."""
     if out.suffix != ".safetensors":
         raise UsageError(f"expected an --out called *.safetensors, got {out.name}; name it so")
     # Refused before the minutes that it takes, not after.
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"expected --out to name a file in a folder that can be written, got {out}; name another")
-    if out.exists() and Path(model).exists() and out.samefile(model) and not overwrite:
+    check_file("--out", out)
+    if same(Path(model), out) and not overwrite:
         raise UsageError(f"the model and --out are the same file: {out}; name another, or add --overwrite")
     try:
         share = 100.0 if percentile == "amax" else float(percentile)
@@ -38,6 +44,7 @@ def calibrate(
         raise UsageError(f"expected --percentile like 99.99, or amax, got {percentile!r}") from None
 
     from rich.console import Console
+    from rich.text import Text
 
     from srgan_fast import weights
     from srgan_fast.evaluate.calibrate import calibrate as run
@@ -49,7 +56,7 @@ def calibrate(
             images,
             percentile=share,
             limit_db=limit_db,
-            on_image=lambda said: status.update(f"calibrating: {said}"),
+            on_image=lambda said: status.update(Text(f"calibrating: {said}")),
         )
     weights.save_model(out, replace(loaded, calibration=found))
     images_said = f"{found.images} image{'s' * (found.images != 1)}"

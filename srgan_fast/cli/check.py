@@ -16,6 +16,7 @@ from srgan_fast.errors import ParityError
 # The kernel's names of what decides the speed of a convolution here.
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "amx_int8")
 
+_ABSENT = "not installed"
 # What those do that need not be there.
 _OPTIONAL = {
     "triton": "GPU kernels need it",
@@ -28,10 +29,10 @@ _OPTIONAL = {
 
 def check(
     report: Annotated[
-        bool, typer.Option("--report", help="Also hold every kernel against its reference; a text to paste.")
+        bool, typer.Option("--report", help="Compare every kernel with its reference too: a text to paste in an issue.")
     ] = False,
 ) -> None:
-    """Say what this machine has and prove, on it, that the fast paths equal the reference."""
+    """Say what this machine has and which backends run here, and prove that the fast paths equal the reference."""
     import torch
 
     from srgan_fast.backends import BACKENDS
@@ -39,10 +40,9 @@ def check(
 
     print(f"srgan-fast {__version__}, Python {platform.python_version()}, {platform.platform()}")
     for package in ("torch", "triton", "onnx", "onnxruntime", "openvino", "tensorrt", "av", "numpy", "pillow"):
-        try:
-            print(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            print(f"{package} not installed" + (f"; only {_OPTIONAL[package]}" if package in _OPTIONAL else ""))
+        said = version_of(package)
+        only = f"; only {_OPTIONAL[package]}" if said == _ABSENT and package in _OPTIONAL else ""
+        print(f"{package} {said}{only}")
     features = _cpu_features() or torch.backends.cpu.get_cpu_capability()
     amx = "yes" if torch.cpu._is_amx_tile_supported() else "no"
     print(f"CPU: {features}; {torch.get_num_threads()} threads; AMX {amx}, so --precision auto is", end=" ")
@@ -69,6 +69,14 @@ def check(
             f"expected every path to equal its reference, these do not: {', '.join(failed)};"
             " use --precision fp32 and report the lines above"
         )
+
+
+def version_of(package: str) -> str:
+    """The version of a package, or that it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return _ABSENT
 
 
 def _cpu_features() -> str:

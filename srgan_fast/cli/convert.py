@@ -7,22 +7,29 @@ from typing import Annotated
 
 import typer
 
-from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same
 
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A .pth, .pt, .safetensors, or ncnn .bin with .param.", readable=False)
+        Path,
+        typer.Argument(
+            metavar="IN", help="Checkpoint: .pth, .pt, .safetensors, or ncnn's .bin with its .param.", readable=False
+        ),
     ],
-    target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.", readable=False)],
-    name: Annotated[str | None, typer.Option(help="The model's name (default: that of the file).")] = None,
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Weights file to write, a .safetensors.", readable=False)
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the model in the file.", show_default="that of the file")
+    ] = None,
 ) -> None:
-    """Recognise a generator and write it as safetensors with its metadata; code in a checkpoint is never run."""
+    """Recognise the generator in a checkpoint and write it as a weights file; code in a checkpoint is never run."""
     if target.suffix != ".safetensors":
         raise UsageError(f"expected an output called *.safetensors, got {target.name}")
-    if not target.parent.is_dir():
-        raise OutputError(f"the folder of {target} does not exist; make it first")
-    if source.exists() and target.exists() and target.samefile(source):
+    check_file("OUT", target)
+    if same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
     from srgan_fast import weights
 

@@ -18,20 +18,26 @@ if TYPE_CHECKING:
 _PANEL = "Video on several GPUs or machines"
 Gpus = Annotated[
     str | None,
-    typer.Option(help="A process for each of these GPUs, such as 0,1.", show_default="one", rich_help_panel=_PANEL),
+    typer.Option(
+        metavar="NUMBERS",
+        help="Run a process for each of these GPUs, such as 0,1.",
+        show_default="one process",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Workers = Annotated[
     int | None,
     typer.Option(
-        help="So many processes, which share the cores; with --cluster so many actors.",
-        show_default="one; with --cluster one a GPU, or a machine",
+        help="Run so many processes, which share the cores of the CPU; with --cluster so many actors.",
+        show_default="one; with --cluster one for each GPU, or each machine",
         rich_help_panel=_PANEL,
     ),
 ]
 Cluster = Annotated[
     str | None,
     typer.Option(
-        help="ray: actors of the Ray cluster that is there, else of this machine.",
+        metavar="NAME",
+        help="Run actors of a Ray cluster: ray; of the one that is there, or else of this machine.",
         show_default="none",
         rich_help_panel=_PANEL,
     ),

@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(help="List, fetch and verify benchmark sets and VGG19's weights.", no_args_is_help=True)
 
-_Name = Annotated[str, typer.Argument(metavar="NAME", help="set5, set14, bsd100 or vgg19.")]
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="What is meant: set5, set14, bsd100 or vgg19.")]
 _WORDS = {
     "ok": "ok",
     "missing": "missing",
@@ -20,7 +20,7 @@ _WORDS = {
 
 @app.command("list")
 def list_() -> None:
-    """Show what there is: source, licence, digest, and where it is kept."""
+    """List what there is: source, licence, digest, and where it is kept."""
     from srgan_fast.evaluate.sets import COLLECTIONS, default_folder, state
 
     for name, collection in COLLECTIONS.items():
@@ -39,10 +39,11 @@ def list_() -> None:
 def fetch(
     name: _Name,
     to: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="the user's cache", readable=False)
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder to write.", show_default="the user's cache", readable=False),
     ] = None,
 ) -> None:
-    """Download a set; each file is checked before it is kept."""
+    """Download a set or the weights; each file is checked before it is kept."""
     from srgan_fast.evaluate.sets import Item, State, collection, default_folder, digest
     from srgan_fast.evaluate.sets import fetch as run
 
@@ -60,10 +61,11 @@ def fetch(
 def verify(
     name: _Name,
     folder: Annotated[
-        Path | None, typer.Option("--in", help="Folder to look in.", show_default="the user's cache", readable=False)
+        Path | None,
+        typer.Option("--in", metavar="FOLDER", help="Folder to read.", show_default="the user's cache", readable=False),
     ] = None,
 ) -> None:
-    """Compare files with their digests; succeeds only if every digest is known and agrees."""
+    """Compare files with their digests; it succeeds only if every digest is known and agrees."""
     from srgan_fast.errors import InputError
     from srgan_fast.evaluate.sets import collection, default_folder, digest, state
 

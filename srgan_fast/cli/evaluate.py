@@ -7,43 +7,44 @@ from typing import Annotated
 
 import typer
 
-# What `mos prepare` is asked alike.
-METHOD = "NAME|NAME=PATH"
-METHODS = "bicubic, nearest, a bundled model, weights, or a folder of pictures made by others; may be repeated."
-HRFolder = Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)]
-LRFolder = Annotated[
-    Path | None,
-    typer.Option(help="Folder of LR images: equal stem, or STEM_*LR*. Made from HR otherwise.", readable=False),
-]
-Scale = Annotated[int | None, typer.Option(help="How much larger.", show_default="the model's, or 4")]
+from srgan_fast.cli.options import BUNDLED, METHOD, METHODS, WEIGHTS, HRFolder, LRFolder, Scale
 
 
 def evaluate(
     hr_folder: HRFolder,
     method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS, show_default="srresnet_x4")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="A bundled model; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"{BUNDLED[:-1]}; may be repeated.")] = None,
     weights: Annotated[
-        list[Path] | None,
-        typer.Option(help="A weights file, ours or a community checkpoint; may be repeated.", readable=False),
+        list[Path] | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}; may be repeated.", readable=False)
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Any of y601, paper and rgb, with commas.", show_default="y601; all with --report"),
+        typer.Option(
+            metavar="NAMES",
+            help="How to measure: y601, paper or rgb, several with commas between.",
+            show_default="y601; all with --report",
+        ),
     ] = None,
     lr: LRFolder = None,
     scale: Scale = None,
-    precision: Annotated[str, typer.Option(help="What the network computes in: fp32, bf16, fp16 or auto.")] = "fp32",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What networks compute in: auto, fp32, bf16; on a GPU fp16.")
+    ] = "fp32",
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE|-", help="Write the scores as JSON; - prints only that.", readable=False),
     ] = None,
     report: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.html", help="Write a page with pictures.", readable=False),
+        typer.Option(metavar="FILE.html", help="Write a page with scores and pictures.", readable=False),
     ] = None,
     mos: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="Opinions for the page, from mos analyse --json.", readable=False),
+        typer.Option(
+            metavar="FILE.json",
+            help="Put opinion scores on the page, from `srgan-fast mos analyse --json`.",
+            readable=False,
+        ),
     ] = None,
 ) -> None:
     """Score methods on a folder of HR images: PSNR and SSIM by named protocols."""
@@ -52,12 +53,14 @@ def evaluate(
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from srgan_fast.errors import OutputError, UsageError
+    from srgan_fast.errors import UsageError
     from srgan_fast.evaluate.benchmark import DEFAULT_MODEL, Choice, Comparison, evaluate_all
     from srgan_fast.evaluate.metrics import PROTOCOLS
-    from srgan_fast.evaluate.report import Report, read_opinions, write_text
+    from srgan_fast.evaluate.report import Report, read_opinions
     from srgan_fast.evaluate.sets import recognise
+    from srgan_fast.outputs import check_file, write
 
     choices = [Choice.parse(text) for text in method or []]
     choices += [Choice(model=name) for name in model or []] + [Choice(weights=path) for path in weights or []]
@@ -67,18 +70,15 @@ def evaluate(
         raise UsageError("expected --report with --mos, which goes on that page; add --report FILE.html")
     opinions = None if mos is None else read_opinions(mos)
     only_json = json_file is not None and str(json_file) == "-"
-    for target in (None if only_json else json_file, report):
-        # Found out before the work, not after it.
-        if target is not None and (target.is_dir() or not target.parent.is_dir()):
-            raise OutputError(
-                f"expected a file in a folder that exists, got {target}; make the folder or choose another"
-            )
+    for option, target in (("--json", None if only_json else json_file), ("--report", report)):
+        if target is not None:
+            check_file(option, target)
 
     pieces = Report()
     with Console(stderr=True).status("evaluating") as status:
 
         def on_image(comparison: Comparison) -> None:
-            status.update(f"evaluating: {comparison.name} done")
+            status.update(Text(f"evaluating: {comparison.name} done"))
             if report is not None:
                 pieces.add(comparison)
 
@@ -98,18 +98,18 @@ def evaluate(
         print(text, end="")
         return
     if json_file is not None:
-        write_text(json_file, text)
+        write(json_file, text)
 
     def row(table: Table, label: str, scores: dict[str, dict[str, Any]]) -> None:
         cells = []
         for value in scores.values():
             cells.append("inf" if value["psnr_db"] is None else f"{value['psnr_db']:.3f}")
             cells.append(f"{value['ssim']:.4f}")
-        table.add_row(label, *cells)
+        table.add_row(Text(label), *cells)
 
     for result in results:
         title = f"{result['method']} x{result['scale']}, {result['precision']}"
-        table = Table(title=title, title_justify="left")
+        table = Table(title=Text(title), title_justify="left")
         table.add_column("image", overflow="fold")
         for name in result["mean"]:
             table.add_column(f"{name}\nPSNR dB", justify="right")

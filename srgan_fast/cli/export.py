@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from srgan_fast.errors import OutputError, UsageError
+from srgan_fast.cli.options import LEAKY_RELU, ModelArgument
+from srgan_fast.errors import UsageError
+from srgan_fast.outputs import check_file, same, write
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model or a weights file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .onnx file to write.", readable=False)],
-    precision: Annotated[str, typer.Option(help="Of the network: fp16, or fp32.")] = "fp16",
-    frames: Annotated[str, typer.Option(help="uint8: NHWC in and out; float: float32 NCHW in [0, 1].")] = "uint8",
-    leaky_relu: Annotated[
-        bool, typer.Option("--leaky-relu", help="Write a PReLU of one slope as LeakyRelu: the same function.")
-    ] = False,
+    model: ModelArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="ONNX file to write, an .onnx.", readable=False)],
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")
+    ] = "fp16",
+    frames: Annotated[
+        str, typer.Option(metavar="NAME", help="Frames in and out: uint8 (NHWC), or float (float32 NCHW in 0 to 1).")
+    ] = "uint8",
+    leaky_relu: Annotated[bool, typer.Option("--leaky-relu", help=LEAKY_RELU)] = False,
 ) -> None:
-    """Write one ONNX file for every engine; nothing is written that does not equal the network."""
+    """Write a model as one ONNX file for every engine; a file that does not equal the network is not written."""
     if out.suffix != ".onnx":
         raise UsageError(f"expected an output called *.onnx, got {out.name}; name it so")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise OutputError(f"expected OUT to name a file in a folder that can be written, got {out}; name another")
-    if out.exists() and Path(model).exists() and out.samefile(model):
+    check_file("OUT", out)
+    if same(Path(model), out):
         raise UsageError(f"the model and the output are the same: {out}; name another output")
-    from srgan_fast.atomic import atomic
     from srgan_fast.export import Options, onnx_bytes
     from srgan_fast.export.verify import SHAPES, verify
     from srgan_fast.weights import load
@@ -38,11 +39,7 @@ def export(
     loaded = load(model)
     content = onnx_bytes(loaded, options)
     agreement = verify(content, loaded, options)
-    try:
-        with atomic(out) as file:
-            file.write(content)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror}; name a file in another folder") from error
+    write(out, content)
     sizes = ", ".join("x".join(map(str, shape)) for shape in SHAPES)
     print(f"{loaded.info.name}: network in {options.precision}, {options.frames} frames, x{loaded.info.scale}")
     print("checked: onnx's checker, shapes and types inferred strictly, lint for engines")

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from srgan_fast.cli import video
-from srgan_fast.errors import InputError, OutputError, UsageError
+from srgan_fast.errors import InputError, UsageError
+from srgan_fast.outputs import same
 
 Job = tuple[Path, Path]
 
@@ -48,9 +49,9 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
     if not pairs:
         kinds = ", ".join([*sorted(IMAGE_SUFFIXES), *sorted(video.SUFFIXES)])
         raise InputError(f"expected images or videos ({kinds}) under {source}, got none")
-    inputs = {path.resolve() for path, _ in pairs}
+    inputs = {os.path.realpath(path) for path, _ in pairs}
     for _, result in pairs:
-        if result.resolve() in inputs:
+        if os.path.realpath(result) in inputs:
             raise UsageError(f"{result} is an input and would be overwritten; name an output folder of its own")
     todo = [job for job in pairs if overwrite or not _finished(*job)]
     films = [path for path, _ in pairs if path.suffix.lower() in video.SUFFIXES]
@@ -63,36 +64,6 @@ def jobs_of(source: Path, target: Path, suffix: str | None, overwrite: bool) -> 
         bool(films),
         pictures[0] if pictures else None,
     )
-
-
-def make(folder: Path) -> None:
-    """Make a folder for results, where it is not there.
-
-    Raises:  OutputError if it cannot be made
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}; name another one") from error
-
-
-def same(one: Path, other: Path) -> bool:
-    """Whether two names mean one file, by links of either kind too."""
-    try:
-        return one.resolve() == other.resolve() or (other.exists() and one.samefile(other))
-    except OSError:
-        return False
-
-
-def check_folder(folder: Path, target: Path) -> None:
-    """Refuse a folder that is not there or cannot be written, before work begins.
-
-    Raises:  OutputError
-    """
-    if not folder.is_dir():
-        raise OutputError(f"cannot write {target}: {folder} is not a folder that exists; make it first")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: no permission to write in {folder}; name another folder")
 
 
 def _files(source: Path, target: Path) -> Iterator[Path]:

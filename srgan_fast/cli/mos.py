@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from srgan_fast.cli.evaluate import METHOD, METHODS, HRFolder, LRFolder, Scale
+from srgan_fast.cli.options import METHOD, METHODS, HRFolder, LRFolder, Scale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,31 +16,44 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Collect and analyse mean opinion scores, blind and as in the paper.", no_args_is_help=True)
 
-_Folder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of a study.", readable=False)]
+_Folder = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.", readable=False)]
 
 
 @app.command()
 def prepare(
     hr_folder: HRFolder,
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder to make.", readable=False)],
-    method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS)] = None,
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study, new or empty.", readable=False)],
+    method: Annotated[
+        list[str] | None, typer.Option(metavar=METHOD, help=METHODS, show_default="none: at least one is needed")
+    ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Folder of other originals: their nearest is an example of 1, they of 5.", readable=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of other originals: nearest of them are examples of 1, they themselves of 5.",
+            show_default="no examples",
+            readable=False,
+        ),
     ] = None,
     lr: LRFolder = None,
     scale: Scale = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Cut every picture to its middle, so that it fits the raters' screens."),
+        typer.Option(
+            metavar="WxH",
+            help="Cut every picture to its middle, of so many pixels, so that it fits the raters' screens.",
+            show_default="not cut",
+        ),
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(help="Pictures shown twice, for test-retest.", show_default="5 or a fourth")
+        int | None,
+        typer.Option(help="Pictures shown twice, for test-retest.", show_default="5, or a fourth of few pictures"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="For the lots that are drawn.", show_default="random")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the lots that are drawn.", show_default="random")] = None,
 ) -> None:
     """Make the pictures of a study: every method's version of every image, and the originals hidden among them."""
     from rich.console import Console
+    from rich.text import Text
 
     from srgan_fast.cli.sizes import parse_size
     from srgan_fast.errors import Interrupted
@@ -59,7 +72,7 @@ def prepare(
                 size=cut,
                 repeats=repeats,
                 seed=seed,
-                on_image=lambda name: status.update(f"preparing: {name} done"),
+                on_image=lambda name: status.update(Text(f"preparing: {name} done")),
             )
     except KeyboardInterrupt:
         raise Interrupted("stopped; nothing was written") from None
@@ -79,17 +92,18 @@ def prepare(
 def serve(
     study: _Folder,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; raters need an access token on all but loopback.")
+        str,
+        typer.Option(metavar="HOST", help="Address to listen on; on all but loopback raters need an access token."),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     name: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="HOST", help="A name that a proxy in front has; asks for the access token. May be repeated."
+            metavar="HOST", help="Name that a proxy in front has; raters need an access token then; may be repeated."
         ),
     ] = None,
 ) -> None:
-    """Show the page on which people rate, until Ctrl-C. Ratings are kept in the study's folder."""
+    """Show the page on which people rate, until Ctrl-C; ratings are kept in the study's folder."""
     from socket import gethostname
 
     from srgan_fast.errors import Interrupted
@@ -131,10 +145,12 @@ def _so_far(store: Store) -> str:
 def analyse(
     study: _Folder,
     zero_method: Annotated[
-        str, typer.Option(help="What Wilcoxon's test does with equal scores: pratt or wilcox.")
+        str, typer.Option(metavar="NAME", help="What Wilcoxon's test does with equal scores: pratt or wilcox.")
     ] = "pratt",
-    screened: Annotated[bool, typer.Option("--screened", help="Leave out whom BT.500's screening rejects.")] = False,
-    partial: Annotated[bool, typer.Option("--partial", help="Take raters in who did not finish.")] = False,
+    screened: Annotated[
+        bool, typer.Option("--screened", help="Leave out raters whom BT.500's screening rejects.")
+    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Take in raters who did not finish.")] = False,
     simulation: Annotated[
         bool, typer.Option("--simulation", help="Analyse simulated raters, whose scores are no opinions.")
     ] = False,
@@ -149,13 +165,13 @@ def analyse(
         Path | None, typer.Option("--ratings", metavar="FILE", help="Write every rating as CSV.", readable=False)
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw scores and histograms: png, svg or pdf.", readable=False)
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw scores and histograms: a .png, .svg or .pdf.", readable=False),
     ] = None,
 ) -> None:
-    """Mean opinion scores, their intervals, differences and their significance, from the ratings of humans."""
+    """Compute mean opinion scores, their intervals, differences and significance, from the ratings of humans."""
     import json
 
-    from srgan_fast.errors import OutputError
     from srgan_fast.evaluate.mos import needs
 
     needs("scipy", *(["matplotlib"] if plot is not None else []))
@@ -164,15 +180,13 @@ def analyse(
     from srgan_fast.evaluate.mos.analysis import analyse as run
     from srgan_fast.evaluate.mos.store import Store
     from srgan_fast.evaluate.mos.study import load
+    from srgan_fast.outputs import check_file, write
 
     only_json = json_file is not None and str(json_file) == "-"
-    targets = [None if only_json else json_file, csv_file, ratings_file, plot]
-    for target in targets:
-        # Found out before the work, not after it.
-        if target is not None and (target.is_dir() or not target.parent.is_dir()):
-            raise OutputError(
-                f"expected a file in a folder that exists, got {target}; make the folder or choose another"
-            )
+    asked = {"--json": None if only_json else json_file, "--csv": csv_file, "--ratings": ratings_file, "--plot": plot}
+    targets = {option: target for option, target in asked.items() if target is not None}
+    for option, target in targets.items():
+        check_file(option, target)
     if plot is not None:
         shown.check_plot(plot)
     loaded = load(study)
@@ -181,26 +195,19 @@ def analyse(
     found = run(loaded, ratings, simulation=simulation, partial=partial, screened=screened, zero_method=zero_method)
     text = json.dumps({**found, "remarks": shown.remarks(found)}, indent=2, allow_nan=False) + "\n"
     if json_file is not None and not only_json:
-        _write(json_file, text)
+        write(json_file, text)
     if csv_file is not None:
-        _write(csv_file, shown.stimuli_csv(found))
+        write(csv_file, shown.stimuli_csv(found))
     if ratings_file is not None:
-        _write(ratings_file, shown.ratings_csv(loaded, ratings))
+        write(ratings_file, shown.ratings_csv(loaded, ratings))
     if plot is not None:
         shown.plot(plot, found)
     if only_json:
         print(text, end="")
         return
     _print(found, shown.who(found), shown.remarks(found))
-    for target in targets:
-        if target is not None:
-            print(f"wrote {target}")
-
-
-def _write(path: Path, text: str) -> None:
-    from srgan_fast.evaluate.report import write_text  # which loads torch
-
-    write_text(path, text)
+    for target in targets.values():
+        print(f"wrote {target}")
 
 
 def _print(found: Mapping[str, Any], who: str, remarks: list[str]) -> None:

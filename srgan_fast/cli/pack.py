@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from srgan_fast.errors import InputError, Interrupted, OutputError, UsageError
+from srgan_fast.errors import InputError, Interrupted, UsageError
+from srgan_fast.outputs import check_file
 
 if TYPE_CHECKING:
     from srgan_fast.train.store import Folder, Pairs
@@ -21,18 +21,23 @@ _SHOWN = 5
 
 def pack(
     source: Annotated[
-        Path, typer.Argument(metavar="IMAGES", help="A folder of HR images, or of train/ pairs.", readable=False)
+        Path,
+        typer.Argument(
+            metavar="IMAGES", help="Folder of HR images or of pairs; with --verify a .pack.", readable=False
+        ),
     ],
     target: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The .pack file to write.", readable=False)
+        Path | None, typer.Argument(metavar="OUT", help="Pack to write, a .pack; none with --verify.", readable=False)
     ] = None,
-    pairs: Annotated[bool, typer.Option("--pairs", help="IMAGES holds high/ and low/, or train/ that does.")] = False,
-    scale: Annotated[int, typer.Option(help="HR pixels a LR pixel, of pairs.")] = 2,
-    smallest: Annotated[int, typer.Option(help="Pixels a side below which images are left out.")] = 96,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Read pairs: IMAGES holds high/ and low/, or a train/ that does.")
+    ] = False,
+    scale: Annotated[int, typer.Option(help="HR pixels for each LR pixel, a side; of pairs.")] = 2,
+    smallest: Annotated[int, typer.Option(help="Leave out images of fewer HR pixels a side.")] = 96,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it exists.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="IMAGES is a pack: read all of it and check.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of a pack and check it; write nothing.")] = False,
 ) -> None:
-    """Decode images once for `srgan-fast train`; a pack need not fit in memory."""
+    """Decode images once, into one file for `srgan-fast train`; a pack need not fit in memory."""
     if verify:
         if target is not None:
             raise UsageError(f"expected one pack with --verify, got {target} besides; leave it out")
@@ -95,8 +100,7 @@ def _check(source: Path, target: Path | None, scale: int, smallest: int, overwri
         raise UsageError(f"expected --scale and --smallest of at least 1, got {min(scale, smallest)}")
     if source.is_file():
         raise InputError(f"expected a folder of images, got a file: {source}; to check a pack give --verify")
-    if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
-        raise OutputError(f"expected OUT to name a file in a folder that can be written, got {target}; name another")
+    check_file("OUT", target)
     if target.exists() and not overwrite:
         raise UsageError(f"{target} exists; name another, or add --overwrite")
 

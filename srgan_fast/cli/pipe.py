@@ -38,10 +38,7 @@ def run(make: Callable[[], Upscaler], choice: Choice) -> None:
         raise UsageError(f"{others[0]} is for files: y4m is not compressed; leave it out")
     if sys.stdin.isatty():
         raise UsageError("expected y4m video on stdin, got a terminal; see docs/embedding.md for a pipe of ffmpeg")
-    if choice.matrix not in (None, "bt601", "bt709", "bt2020"):
-        raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix!r}")
-    if choice.reuse not in (None, "auto", "off"):
-        raise UsageError(f"expected --reuse auto or off, got {choice.reuse!r}")
+    choice.check()
     from srgan_fast.video import y4m
 
     summary = y4m.Summary()

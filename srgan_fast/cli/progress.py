@@ -25,7 +25,9 @@ class _Shown:
         self._unit, self._total, self._first, self._clock = unit, total, done, clock
         self._began = self._told = clock()
         console = Console(stderr=True)
-        self._bar = Bar(BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), console=console)
+        self._bar = Bar(
+            BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False), console=console
+        )
         self._task = self._bar.add_task("", total=total, completed=done)
         self._live = console.is_terminal
 
@@ -108,7 +110,12 @@ class Phases:
 
     def __init__(self) -> None:
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._bars = Bar(*columns, console=console, transient=True)
         self._live = console.is_terminal
         self._tasks: dict[str, TaskID] = {}

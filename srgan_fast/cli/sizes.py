@@ -14,5 +14,5 @@ def parse_size(option: str, text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text.strip())
     if not match:
-        raise UsageError(f"expected {option} like 480x270, got {text!r}; give width x height in LR pixels")
+        raise UsageError(f"expected {option} like 480x270, got {text!r}; give width x height in pixels")
     return int(match[1]), int(match[2])

@@ -10,65 +10,156 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from srgan_fast.cli.options import Device
 from srgan_fast.errors import MemoryBudgetError, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.train.trainer import Trainer
 
+_PRESET, _LOSS = "Instead of the preset's", "Losses, instead of the preset's"
+_OFTEN, _RUNS = "How often", "How it runs"
 _RESIDENT = {"auto": None, "device": True, "host": False}
 
 
 def train(
     data: Annotated[
         Path,
-        typer.Argument(metavar="IMAGES", help="A folder of HR images or pairs, or a .pack.", readable=False),
+        typer.Argument(metavar="IMAGES", help="Folder of HR images or of pairs, or a .pack of them.", readable=False),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder of the run.", readable=False)],
-    preset: Annotated[str, typer.Option(help="A recipe; docs/training.md has the list.")] = "paper-srresnet-mse",
-    name: Annotated[str, typer.Option(help="The name of the weights file.")] = "model",
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the run, made if it is missing.", readable=False)
+    ],
+    preset: Annotated[
+        str, typer.Option(metavar="NAME", help="Recipe to follow; docs/training.md has the list.")
+    ] = "paper-srresnet-mse",
     init: Annotated[
-        Path | None, typer.Option(help="A generator to start from (needed by the srgan stage).", readable=False)
+        Path | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Generator to start from: a bundled model or a weights file; the srgan stage needs one.",
+            show_default="none",
+            readable=False,
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of OUT.")] = False,
-    validation: Annotated[Path | None, typer.Option(help="A folder of HR images to score on.", readable=False)] = None,
-    vgg_weights: Annotated[Path | None, typer.Option(help="torchvision's vgg19 file.", readable=False)] = None,
-    squeezenet_weights: Annotated[Path | None, typer.Option(help="A SqueezeNet 1.0 file.", readable=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    crop: Annotated[int | None, typer.Option(help="HR pixels a side, instead of the preset's.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Instead of the preset's.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm, instead of the preset's.")] = None,
-    content: Annotated[str | None, typer.Option(help="mse, vgg22, vgg54 or squeezenet.")] = None,
-    degradation: Annotated[str | None, typer.Option(help="How LR is made: bicubic, gaussian, or read: pairs.")] = None,
-    vgg_reduction: Annotated[
-        str | None, typer.Option(help="Feature losses: paper sums over channels, mean averages.")
+    validation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Folder of HR images to score on as it trains.", show_default="none", readable=False
+        ),
     ] = None,
-    vgg_input: Annotated[str | None, typer.Option(help="What the VGG weights expect: torchvision or caffe.")] = None,
-    adversarial_weight: Annotated[float | None, typer.Option(help="Of the srgan stage (the paper: 1e-3).")] = None,
-    pixel_weight: Annotated[float | None, typer.Option(help="Of the MSE beside a feature loss (the paper: 0).")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, fp32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the preset's.")] = None,
-    blocks: Annotated[int | None, typer.Option(help="Residual blocks, instead of the preset's.")] = None,
-    width: Annotated[int | None, typer.Option(help="Feature maps, instead of the preset's.")] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 1000,
-    validate_every: Annotated[int, typer.Option(help="Steps between validations.")] = 1000,
-    log_every: Annotated[
-        int | None, typer.Option(help="Steps between two looks at the losses.", show_default="1, on a GPU 50")
-    ] = None,
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the weights file, without a suffix.")] = "model",
     time_limit: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Save and stop after so long; --resume goes on.")
+        float | None,
+        typer.Option(metavar="SECONDS", help="Save and stop after so long; --resume goes on.", show_default="no limit"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    step: Annotated[str, typer.Option(help="How a step runs: auto, eager, or graph (one CUDA graph).")] = "auto",
-    kernels: Annotated[str, typer.Option(help="The training kernels: auto, on or off.")] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Steps to train in all.", rich_help_panel=_PRESET)] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops in a step, of all ranks.", rich_help_panel=_PRESET)] = None,
+    crop: Annotated[int | None, typer.Option(help="Side of a crop in HR pixels.", rich_help_panel=_PRESET)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Learning rate at the start.", rich_help_panel=_PRESET)
+    ] = None,
+    clip: Annotated[
+        float | None, typer.Option(help="Largest norm of the gradient; 0 clips nothing.", rich_help_panel=_PRESET)
+    ] = None,
+    degradation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How LR comes about: bicubic or gaussian makes it, pairs reads it.",
+            rich_help_panel=_PRESET,
+        ),
+    ] = None,
+    blocks: Annotated[
+        int | None, typer.Option(help="Residual blocks of the generator.", rich_help_panel=_PRESET)
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="Feature maps of the generator.", rich_help_panel=_PRESET)] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What a step computes in: auto, fp32 or bf16.", rich_help_panel=_PRESET),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of weights, crops and their order.", rich_help_panel=_PRESET)
+    ] = None,
+    content: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Content loss: mse, vgg22, vgg54 or squeezenet.", rich_help_panel=_LOSS),
+    ] = None,
+    adversarial_weight: Annotated[
+        float | None,
+        typer.Option(help="Weight of the adversarial loss of the srgan stage; the paper: 1e-3.", rich_help_panel=_LOSS),
+    ] = None,
+    pixel_weight: Annotated[
+        float | None,
+        typer.Option(help="Weight of an MSE beside a loss of features; the paper: 0.", rich_help_panel=_LOSS),
+    ] = None,
+    vgg_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of VGG19 by torchvision, which vgg22 and vgg54 need; see `srgan-fast data`.",
+            rich_help_panel=_LOSS,
+            readable=False,
+        ),
+    ] = None,
+    squeezenet_weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of SqueezeNet 1.0, which squeezenet needs.",
+            rich_help_panel=_LOSS,
+            readable=False,
+        ),
+    ] = None,
+    vgg_reduction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="How a loss of features is reduced: paper sums over channels, mean averages.",
+            rich_help_panel=_LOSS,
+        ),
+    ] = None,
+    vgg_input: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What the weights of VGG19 expect: torchvision or caffe.", rich_help_panel=_LOSS
+        ),
+    ] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between two checkpoints.", rich_help_panel=_OFTEN)] = 1000,
+    validate_every: Annotated[int, typer.Option(help="Steps between two validations.", rich_help_panel=_OFTEN)] = 1000,
+    log_every: Annotated[
+        int | None,
+        typer.Option(
+            help="Steps between two looks at the losses.", show_default="1, on a GPU 50", rich_help_panel=_OFTEN
+        ),
+    ] = None,
+    device: Device = "auto",
+    step: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="How a step runs: auto, eager, or graph (one CUDA graph).", rich_help_panel=_RUNS
+        ),
+    ] = "auto",
+    kernels: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Whether the training kernels run: auto, on or off.", rich_help_panel=_RUNS),
+    ] = "auto",
     data_on: Annotated[
-        str, typer.Option(help="Where the images are held: auto, device, or host (read ahead from there).")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Where the images are held: auto, device, or host, which is read ahead.",
+            rich_help_panel=_RUNS,
+        ),
     ] = "auto",
     sync_bn: Annotated[
-        bool, typer.Option("--sync-bn", help="Batch normalisation over the GPUs of all ranks (see torchrun).")
+        bool,
+        typer.Option(
+            "--sync-bn", help="Normalise batches over all ranks; for ranks see torchrun.", rich_help_panel=_RUNS
+        ),
     ] = False,
 ) -> None:
-    """Train SRResNet or SRGAN by a preset; Ctrl-C saves, --resume goes on as if nothing had happened."""
+    """Train SRResNet or SRGAN by a preset; Ctrl-C saves, and --resume goes on as if nothing had happened."""
     from srgan_fast.train.config import PRESETS
     from srgan_fast.train.store import holds_pairs
 

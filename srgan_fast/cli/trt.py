@@ -7,54 +7,55 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from srgan_fast import __version__
+from srgan_fast.cli.check import version_of
+from srgan_fast.cli.options import BUNDLED, LEAKY_RELU, WEIGHTS, ModelArgument
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
 
 if TYPE_CHECKING:
     from srgan_fast.tensorrt.engines import Damaged, Entry
 
-app = typer.Typer(
-    help="Engines of NVIDIA's TensorRT: build, list, clean, and check that they work here.", no_args_is_help=True
-)
+app = typer.Typer(help="Build, list, check and remove engines of NVIDIA's TensorRT.", no_args_is_help=True)
 
-_Device = Annotated[str, typer.Option(help="cuda, cuda:1, ...")]
+_Device = Annotated[str, typer.Option(metavar="NAME", help="GPU that the engines are for: cuda, cuda:1, ...")]
 _CHECKED = 64  # pixels a side: an engine for so small a frame is built in the least time
 
 
 @app.command()
 def build(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A bundled model.", show_default="srresnet_x4")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=BUNDLED, show_default="srresnet_x4")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A weights file or a known checkpoint, instead of MODEL.", readable=False)
+        Path | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}, instead of MODEL.", readable=False)
     ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")
+    ] = "fp16",
     size: Annotated[
         list[str] | None,
-        typer.Option(metavar="WxH", help="LR size that gets a profile of its own, as of a video; may be repeated."),
+        typer.Option(
+            metavar="WxH", help="LR size in pixels to tune for, as of a video; may be repeated.", show_default="none"
+        ),
     ] = None,
     largest: Annotated[
         str | None,
-        typer.Option(metavar="WxH", help="Largest LR size; larger frames are tiled.", show_default="960x540"),
+        typer.Option(metavar="WxH", help="Largest LR size in pixels; larger frames are tiled.", show_default="960x540"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Frames at once, at most.")] = 1,
-    precision: Annotated[str, typer.Option(help="fp16 or fp32.")] = "fp16",
-    level: Annotated[int, typer.Option(help="How long TensorRT searches, 0 to 5; less where a build fails.")] = 3,
-    workspace: Annotated[str, typer.Option(help="GPU memory that a layer may work in.")] = "2G",
-    leaky_relu: Annotated[
-        bool, typer.Option("--leaky-relu", help="Write a slope that all channels share as LeakyRelu.")
-    ] = False,
+    batch: Annotated[int, typer.Option(help="Most frames at once.")] = 1,
+    level: Annotated[int, typer.Option(help="How long TensorRT searches, 0 to 5; take less where a build fails.")] = 3,
+    workspace: Annotated[
+        str, typer.Option(metavar="SIZE", help="Most GPU memory that a layer may work in, such as 2G or 512M.")
+    ] = "2G",
+    leaky_relu: Annotated[bool, typer.Option("--leaky-relu", help=LEAKY_RELU)] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again what is there already.")] = False,
     device: _Device = "cuda",
 ) -> None:
-    """Build the engines of a model for this GPU, hold them against eager, time them, and keep them: takes minutes."""
+    """Build the engines of a model for this GPU, compare them with eager PyTorch, time and keep them; takes minutes."""
     if model is not None and weights is not None:
         raise UsageError(f"expected MODEL or --weights, got both ({model}, {weights}); leave one out")
     if precision not in ("fp16", "fp32"):
@@ -104,7 +105,7 @@ def build(
 
 @app.command("list")
 def list_(device: _Device = "cuda") -> None:
-    """Show the engines that are kept: of what, for what, how exact and how fast, and whether they can be used here."""
+    """List the engines that are kept: of what, for what, how exact and how fast, and whether they can be used here."""
     from srgan_fast import private
     from srgan_fast.tensorrt import engines
 
@@ -123,15 +124,18 @@ def list_(device: _Device = "cuda") -> None:
 def clean(
     keys: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY]...", help="As `srgan-fast trt list` has it, or its beginning."),
+        typer.Argument(metavar="KEY", help="Keys of engines as `srgan-fast trt list` has them, or their beginnings."),
     ] = None,
-    all_: Annotated[bool, typer.Option("--all", help="Every engine.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Remove every engine.")] = False,
     unusable: Annotated[
-        bool, typer.Option("--unusable", help="Those that cannot be used here: of another GPU or TensorRT, or damaged.")
+        bool,
+        typer.Option(
+            "--unusable", help="Remove those that cannot be used here: of another GPU or TensorRT, or damaged."
+        ),
     ] = False,
     device: _Device = "cuda",
 ) -> None:
-    """Remove engines; files that are not of this command stay."""
+    """Remove engines; other files in their folder stay."""
     if sum((bool(keys), all_, unusable)) != 1:
         raise UsageError("expected one of KEY, --all and --unusable; see srgan-fast trt list")
 
@@ -161,10 +165,10 @@ def clean(
 
 @app.command()
 def check(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A bundled model or a weights file.")] = "srresnet_x4",
+    model: ModelArgument = "srresnet_x4",
     device: _Device = "cuda",
 ) -> None:
-    """Build small engines, hold them against eager and time them; keeps nothing, prints a report to paste."""
+    """Build small engines, compare them with eager PyTorch, time them, and keep none: a report to paste in an issue."""
     import torch
 
     from srgan_fast.bench.engine import judge
@@ -172,7 +176,7 @@ def check(
     from srgan_fast.weights import load
 
     print(f"srgan-fast {__version__} trt check, Python {platform.python_version()}, {platform.platform()}")
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, onnx {_version('onnx')}")
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, onnx {version_of('onnx')}")
     with _step("TensorRT"):
         _need_tensorrt(device)
         print(f"TensorRT {library.load().__version__}, driver {engines.driver()}")
@@ -227,10 +231,3 @@ def _show(entry: Entry, not_by_auto: str | None, reason: str | None = None) -> N
 
 def _counted(entries: list[Entry | Damaged]) -> str:
     return f"{len(entries)} pair{'s' * (len(entries) != 1)} of engines"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"

@@ -12,35 +12,61 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from srgan_fast.cli import crew, folder, pipe, video
-from srgan_fast.cli.folder import Job, Jobs, check_folder, jobs_of, same
+from srgan_fast.cli import crew, pipe, video
+from srgan_fast.cli.folder import Job, Jobs, jobs_of
+from srgan_fast.cli.options import BUNDLED, WEIGHTS, Device
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
+from srgan_fast.outputs import check_folder, make_folder, same
 
 if TYPE_CHECKING:
     from srgan_fast.upscaler import Upscaler
 
+_FOLDERS = "Folders"
+
 
 def upscale(
     source: Annotated[
-        Path, typer.Argument(metavar="IN", help="An image, a video, a folder of them, or - for y4m.", readable=False)
+        Path, typer.Argument(metavar="IN", help="Image, video, folder of them, or - for y4m on stdin.", readable=False)
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The image, the folder or the video to write, or -.", readable=False)
+        Path, typer.Argument(metavar="OUT", help="Image, video or folder to write, or - for stdout.", readable=False)
     ],
-    model: Annotated[str | None, typer.Option(help="A bundled model.", show_default="srresnet_x4")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help=BUNDLED, show_default="srresnet_x4")] = None,
     weights: Annotated[
-        Path | None, typer.Option(help="A weights file or a known checkpoint, instead of --model.", readable=False)
+        Path | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}, instead of --model.", readable=False)
     ] = None,
-    scale: Annotated[int | None, typer.Option(help="Refuse a model of another scale.")] = None,
-    backend: Annotated[str, typer.Option(help="auto, or one that `srgan-fast check` lists.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16; fp16 and int8 on a GPU.")] = "auto",
-    tile: Annotated[int | None, typer.Option(help="Tile size in LR pixels; changes no pixel of the result.")] = None,
-    memory: Annotated[str | None, typer.Option(help="Memory budget of the process, such as 2G.")] = None,
+    scale: Annotated[
+        int | None, typer.Option(help="Refuse a model of another scale.", show_default="that of the model")
+    ] = None,
+    device: Device = "auto",
+    precision: Annotated[
+        str, typer.Option(metavar="NAME", help="What the network computes in: auto, fp32, bf16; on a GPU fp16, int8.")
+    ] = "auto",
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="What runs the network: auto, or one that `srgan-fast check` lists.")
+    ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Most memory of the process, such as 2G or 512M.", show_default="no limit"),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            help="Side of a tile in LR pixels; changes no pixel of the result.", show_default="as memory allows"
+        ),
+    ] = None,
     format: Annotated[
-        str | None, typer.Option(help="Format of the results of a folder, such as png.", show_default="that of IN")
+        str | None,
+        typer.Option(
+            metavar="SUFFIX",
+            help="Format of the images that are written, such as png.",
+            show_default="that of each input",
+            rich_help_panel=_FOLDERS,
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option(help="In a folder, do those again that are finished.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option(help="Do again what is finished already.", rich_help_panel=_FOLDERS)
+    ] = False,
     codec: video.Codec = None,
     crf: video.Crf = None,
     preset: video.Preset = None,
@@ -53,10 +79,11 @@ def upscale(
     workers: crew.Workers = None,
     cluster: crew.Cluster = None,
 ) -> None:
-    """Upscale an image, a video with its sound and all else in it, or all of them in a folder and its subfolders.
+    """Upscale an image, a video with its sound and all else in it, or a folder of both with its subfolders.
 
-    A folder can be resumed: results that are there and newer than their input are skipped. So can a video: the same
-    command goes on where a run was stopped or killed. With - for both, y4m video goes from stdin to stdout.
+    In a folder, results that are there and newer than their input are skipped.
+    A video that was stopped or killed goes on by the same command.
+    With - for both, y4m video goes from stdin to stdout.
     """
     # PyTorch then asks for large pages: beside its convolutions a CPU spends most of a network's time on new memory.
     # Here and not where commands begin: what `bench` compares with runs as anyone would run it.
@@ -72,8 +99,8 @@ def upscale(
         if scale is not None and scale < 2:
             raise UsageError(f"expected a scale of 2 or more, got {scale}")
         suffix = _suffix(format)
-        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse, gpus, workers, cluster)
         wish = crew.Wish(gpus, workers, cluster)
+        choice = video.Choice(codec, crf, preset, ten_bit, matrix, strict, resume, reuse, wish)
         wish.check(device)
 
         def on(device: str) -> Callable[[], Upscaler]:
@@ -107,7 +134,7 @@ def upscale(
             raise UsageError(f"{others}, and {choice.given()[-1]} is for videos; put them into a folder of their own")
         options = video.options_of(choice) if jobs.any_videos else None
         if many:
-            folder.make(target)
+            make_folder(target)
             check_folder(target, target)
         todo = len(jobs.images) + len(jobs.videos)
         if not todo:
@@ -219,7 +246,7 @@ def _run(jobs: list[Job], upscaler: Upscaler, done: list[Job], *, many: bool) ->
             except (InputError, MemoryBudgetError) as error:
                 if not many:
                     raise
-                failures.append(InputError(str(error)))
+                failures.append(error)
                 progress.stop()
                 print(f"failed: {error}", file=sys.stderr)
                 progress.start()
@@ -232,5 +259,5 @@ def _one(source: Path, target: Path, upscaler: Upscaler) -> None:
 
     picture = image.read(source)
     image.check_target(target, picture, upscaler.scale)
-    folder.make(target.parent)
+    make_folder(target.parent)
     image.write(target, image.upscale_picture(picture, upscaler))

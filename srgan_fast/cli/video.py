@@ -9,11 +9,13 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn, cast
 
 import typer
 
+from srgan_fast.cli.crew import Wish
 from srgan_fast.errors import IncompleteError, Interrupted, SRGANFastError, UsageError
+from srgan_fast.outputs import make_folder
 
 if TYPE_CHECKING:
     from srgan_fast.cli.progress import VideoProgress
@@ -36,7 +38,8 @@ _PANEL = "Video"
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="auto (NVENC where it works, else x264; HEVC above 4096), or an encoder such as libx265.",
+        metavar="NAME",
+        help="Encoder: auto (NVENC where it works, else x264; HEVC above 4096 pixels a side), or one such as libx265.",
         show_default="auto",
         rich_help_panel=_PANEL,
     ),
@@ -44,22 +47,29 @@ Codec = Annotated[
 Crf = Annotated[
     float | None,
     typer.Option(
-        help="Quality: less is better and larger.", show_default="that of the encoder", rich_help_panel=_PANEL
+        help="Quality in the encoder's own measure: less is better and larger.",
+        show_default="18 for libx264, others have their own",
+        rich_help_panel=_PANEL,
     ),
 ]
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Speed of the encoder, by its own names.", show_default="that of the encoder", rich_help_panel=_PANEL
+        metavar="NAME",
+        help="Speed of the encoder, by its own names.",
+        show_default="medium for libx264, others have their own",
+        rich_help_panel=_PANEL,
     ),
 ]
 TenBit = Annotated[
-    bool, typer.Option("--ten-bit", help="Ten bits where the input has eight, too.", rich_help_panel=_PANEL)
+    bool,
+    typer.Option("--ten-bit", help="Write ten bits a channel where the input has eight, too.", rich_help_panel=_PANEL),
 ]
 MatrixName = Annotated[
     str | None,
     typer.Option(
-        help="bt601, bt709 or bt2020, where the input does not say or is wrong.",
+        metavar="NAME",
+        help="Colour matrix, where the input does not say it or is wrong: bt601, bt709 or bt2020.",
         show_default="that of the input",
         rich_help_panel=_PANEL,
     ),
@@ -84,7 +94,8 @@ Resume = Annotated[
 ReuseName = Annotated[
     str | None,
     typer.Option(
-        help="off computes again what did not change since the frame before, too; the result is the same.",
+        metavar="NAME",
+        help="Compute only what has changed since the frame before: auto or off; the result is the same.",
         show_default="auto",
         rich_help_panel=_PANEL,
     ),
@@ -102,14 +113,24 @@ class Choice(NamedTuple):
     strict: bool = False
     resume: bool | None = None
     reuse: str | None = None
-    gpus: str | None = None
-    workers: int | None = None
-    cluster: str | None = None
+    wish: Wish = Wish()
 
     def given(self) -> list[str]:
         """The names of those that were given."""
-        pairs = zip(self._fields, self, Choice(), strict=True)
-        return ["--" + name.replace("_", "-") for name, value, usual in pairs if value != usual]
+        said = {**self._asdict(), **self.wish._asdict()}
+        usual = {**Choice()._asdict(), **Wish()._asdict()}
+        names = [name for name in said if name != "wish" and said[name] != usual[name]]
+        return ["--" + name.replace("_", "-") for name in names]
+
+    def check(self) -> None:
+        """Refuse words that mean nothing here.
+
+        Raises:  UsageError
+        """
+        if self.matrix not in (None, "bt601", "bt709", "bt2020"):
+            raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {self.matrix!r}")
+        if self.reuse not in (None, "auto", "off"):
+            raise UsageError(f"expected --reuse auto or off, got {self.reuse!r}")
 
 
 def wanted(source: Path, target: Path) -> bool:
@@ -158,13 +179,12 @@ def run_many(
 
     Raises:  Interrupted
     """
-    from srgan_fast.cli import folder
     from srgan_fast.video.summary import Summary
 
     failures: list[SRGANFastError] = []
     frames = 0
     for _, target in jobs:
-        folder.make(target.parent)
+        make_folder(target.parent)
     with closing(_outcomes(jobs, make, options, hands, "beside the outputs")) as outcomes:
         for outcome in outcomes:
             if failure := _told(outcome, options):
@@ -234,17 +254,13 @@ def options_of(choice: Choice) -> VideoOptions:
     """
     from srgan_fast.video.job import VideoOptions
 
-    matrices: dict[str | None, Matrix | None] = {None: None, "bt601": "bt601", "bt709": "bt709", "bt2020": "bt2020"}
-    if choice.matrix not in matrices:
-        raise UsageError(f"expected --matrix bt601, bt709 or bt2020, got {choice.matrix}")
-    if choice.reuse not in (None, "auto", "off"):
-        raise UsageError(f"expected --reuse auto or off, got {choice.reuse}")
+    choice.check()
     return VideoOptions(
         codec=choice.codec or "auto",
         crf=choice.crf,
         preset=choice.preset,
         ten_bit=choice.ten_bit,
-        matrix=matrices[choice.matrix],
+        matrix=cast("Matrix | None", choice.matrix),
         strict=choice.strict,
         restart=choice.resume is False,
         reuse="off" if choice.reuse == "off" else "auto",

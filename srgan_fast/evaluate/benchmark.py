@@ -182,7 +182,9 @@ def images(folder: Path) -> list[Path]:
     try:
         if not folder.is_dir():
             raise InputError(f"expected a folder of images, got {folder}; check the path")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        there = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        # macOS leaves a ._NAME of metadata beside each file on foreign disks.
+        found = sorted(path for path in there if not path.name.startswith("._"))
     except OSError as error:
         raise InputError(f"expected a readable folder, got {folder}: {error.strerror}; check its permissions") from None
     if not found:
@@ -280,20 +282,15 @@ def _told_apart(methods: Sequence[_Method]) -> list[_Method]:
 
 
 def chosen_method(
-    method: str | None, model: str | None, weights: Path | None, scale: int | None, precision: str
+    choice: Choice, scale: int | None, precision: str
 ) -> tuple[str, int, str, Callable[[Tensor], Tensor]]:
-    """The label, scale, precision and function (uint8, [3, h, w] -> [3, h*scale, w*scale]) that the options choose.
+    """The label, scale, precision and function (uint8, [3, h, w] -> [3, h*scale, w*scale]) of a choice but a folder.
 
     Raises:  UsageError for options that do not fit; WeightsError for a file that holds none
     """
-    if sum(choice is not None for choice in (method, model, weights)) > 1:
-        raise UsageError("expected one of --method, --model and --weights, got several; keep one")
     _check_scale(scale)
-    if method is not None:
-        found = _plain(method, scale or 4, precision)
-    else:
-        source = Choice(model=None if weights is not None else model or DEFAULT_MODEL, weights=weights)
-        found = _network(source, scale, precision)
+    plain = choice.method is not None
+    found = _plain(choice.method or "", scale or 4, precision) if plain else _network(choice, scale, precision)
     assert found.upscale is not None
     return found.label, found.scale, found.precision, found.upscale
 
@@ -330,7 +327,7 @@ def _made(name: str, folder: Path, files: Sequence[Path], scale: int) -> _Method
 def _network(choice: Choice, scale: int | None, precision: str) -> _Method:
     from srgan_fast.upscaler import Upscaler
 
-    source = choice.weights if choice.weights is not None else choice.model or DEFAULT_MODEL
+    source = choice.weights or choice.model or ""
     # A score must not depend on what the processor is good at: the reference backend, and nothing chosen by itself.
     upscaler = Upscaler(source, backend="eager", precision=precision)
     if scale not in (None, upscaler.scale):

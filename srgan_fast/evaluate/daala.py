@@ -63,12 +63,6 @@ def luma(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return chosen.astype(np.uint8)
 
 
-def psnr_db(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio of two luma planes; infinite when they are equal."""
-    mse = float(np.mean((a.astype(np.float64) - b) ** 2))
-    return math.inf if mse == 0 else 10.0 * math.log10(255.0**2 / mse)
-
-
 def window(height: int, longest: int) -> NDArray[np.float64]:
     """The integer Gaussian of dump_ssim for an image of this height: weights that sum to 256, at most `longest` long
     to each side of the centre."""

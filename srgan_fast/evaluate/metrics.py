@@ -84,7 +84,7 @@ def _y601(hr: Tensor, sr: Tensor) -> Score:
 
 def _paper(hr: Tensor, sr: Tensor) -> Score:
     a, b = (daala.luma(image.permute(1, 2, 0).cpu().numpy()) for image in (hr, sr))
-    return Score(daala.psnr_db(a, b), daala.ssim(a, b))
+    return Score(psnr_db(*(torch.from_numpy(luma).to(torch.float64) for luma in (a, b))), daala.ssim(a, b))
 
 
 def _rgb(hr: Tensor, sr: Tensor) -> Score:

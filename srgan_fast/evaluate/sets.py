@@ -20,6 +20,7 @@ from typing import Literal
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, UsageError
 from srgan_fast.evaluate.benchmark import images
+from srgan_fast.outputs import make_folder
 
 State = Literal["ok", "missing", "differs", "unknown"]
 _TIMEOUT_S = 30
@@ -129,9 +130,17 @@ def collection(name: str) -> Collection:
 
 
 def default_folder(name: str) -> Path:
-    """Where a collection is kept when no folder is named: in the user's cache."""
+    """Where a collection is kept when no folder is named: in the user's cache.
+
+    Raises:  InputError where nobody knows the user's home
+    """
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "srgan-fast" / name
+    try:
+        return (Path(cache) if cache else Path.home() / ".cache") / "srgan-fast" / name
+    except RuntimeError as error:
+        raise InputError(
+            "expected a user with a home for the cache, got none; set XDG_CACHE_HOME, or name a folder by --to or --in"
+        ) from error
 
 
 def digest(path: Path) -> str:
@@ -175,10 +184,7 @@ def fetch(wanted: Collection, folder: Path, on_item: Callable[[Item, State], Non
     Raises:  InputError if an address cannot be reached or gives something else, with address and digest; OutputError
              if the folder cannot be written
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"expected to make {folder}, got: {error.strerror}; choose another with --to") from None
+    make_folder(folder)
     for item in wanted.items:
         if state(item, folder) in ("missing", "differs"):
             _download(item, folder)

@@ -59,14 +59,14 @@ _KINDS = {
     "libx265": _Kind(_PLANAR, 16384, ("crf", "20", 51), ("preset", "medium"), _X26_PRESETS),
     "libsvtav1": _Kind(_PLANAR, 16384, ("crf", "26", 63), ("preset", "8"), tuple(map(str, range(14)))),
     "libvpx-vp9": _Kind(
-        _PLANAR, 16384, ("crf", "24", 63), ("cpu-used", "2"), tuple(map(str, range(9))), (("b", "0"), ("row-mt", "1"))
+        _PLANAR, 16384, ("crf", "24", 63), ("cpu-used", "2"), _VP9_PRESETS, (("b", "0"), ("row-mt", "1"))
     ),
     "ffv1": _Kind(_PLANAR, 32768, None, None, (), (("level", "3"),)),
     "h264_nvenc": _Kind({8: "yuv420p"}, 4096, ("cq", "19", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
     "hevc_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "21", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
     "av1_nvenc": _Kind({8: "yuv420p", 10: "p010le"}, 8192, ("cq", "26", 51), ("preset", "p5"), _NVENC_PRESETS, _NVENC),
 }
-# In the order in which auto tries them.
+# In the order in which auto tries them; the last one is taken where no other fits, or its reason is said.
 _ALIKE = ("h264_nvenc", "hevc_nvenc", "libx264", "libx265")
 _FOR_WEBM = ("av1_nvenc", "libvpx-vp9")
 # Players and graphics chips decode H.264 up to this, and in eight bits alone.
@@ -118,18 +118,13 @@ def choose(codec: str, width: int, height: int, depth: int, container: str = "mp
              cannot be opened here
     """
     if codec == "auto":
-        names = _FOR_WEBM if container == "webm" else _ALIKE
+        *names, codec = _FOR_WEBM if container == "webm" else _ALIKE
+        small = max(width, height) <= _LARGEST_H264 and depth == 8
         for name in names:
             kind = _KINDS[name]
-            small = max(width, height) <= _LARGEST_H264 and depth == 8
-            if "264" in name and not small:
-                continue
-            if "265" not in name and max(width, height) <= kind.largest and depth in kind.formats:
-                reason = why_not(name, width, height, depth)
-                if reason is None:
-                    return Codec(name, depth, kind.formats[depth])
-        name = "libvpx-vp9" if container == "webm" else "libx265"
-        codec = name
+            fits = max(width, height) <= kind.largest and depth in kind.formats and (small or "264" not in name)
+            if fits and why_not(name, width, height, depth) is None:
+                return Codec(name, depth, kind.formats[depth])
     if codec not in _KINDS:
         raise UsageError(f"expected --codec auto, {', '.join(_KINDS)}, got {codec}")
     kind = _KINDS[codec]

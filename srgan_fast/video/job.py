@@ -15,6 +15,7 @@ import av
 
 from srgan_fast import __version__
 from srgan_fast.errors import DistributedError, Interrupted, OutputError, UsageError
+from srgan_fast.outputs import check_folder, same
 from srgan_fast.reuse import Reuse
 from srgan_fast.video.colour import Matrix
 from srgan_fast.video.encoder import Codec, Encoder, Options, Output, check_options, choose, output_of
@@ -304,14 +305,11 @@ def check_target(source: Path, target: Path) -> None:
     Raises:  UsageError for the name of the target; OutputError if it cannot be written
     """
     container_of(target)
-    if target.exists() and source.exists() and target.samefile(source):
+    if same(source, target):
         raise UsageError(f"the input and the output are the same: {source}; name another output")
     if target.is_dir():
         raise OutputError(f"expected a video file to write, got the folder {target}; name another output")
-    if not target.parent.is_dir():
-        raise OutputError(f"cannot write {target}: {target.parent} is not a folder that exists; make it first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"cannot write {target}: no permission to write in {target.parent}; name another folder")
+    check_folder(target.parent, target)
 
 
 def real(target: Path) -> Path:

@@ -46,11 +46,10 @@ _STREAM_KEYS = frozenset({"rotate", "encoder", "duration", "bps", "vendor_id", "
 
 @dataclass(frozen=True)
 class Written:
-    """What `join` wrote; `streams` are those of the file, the video among them."""
+    """What `join` wrote."""
 
     frames: int
     duration_s: float
-    streams: int
     notes: list[str]
 
 
@@ -123,13 +122,13 @@ def join(
             notes.append(f"dropped {copies.refused} damaged packets of other streams")
         with target.open("rb+") as file:
             os.fsync(file.fileno())
-        with av.open(os.fspath(target)) as written:
-            streams = len(written.streams)
+        with av.open(os.fspath(target)):
+            pass  # what cannot be read again was not written rightly
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror}; free some space or name another folder") from error
     except FFMPEG_ERRORS as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}; try another container") from error
-    return Written(len(video.times), float(video.duration * output.time_base), streams, notes)
+    return Written(len(video.times), float(video.duration * output.time_base), notes)
 
 
 class _Video:

@@ -186,22 +186,31 @@ class Parts:
         self._lock.close()
 
     def _take(self) -> Any:
-        try:
-            self._path.mkdir(exist_ok=True)
-            strangers = [name for name in sorted(os.listdir(self._path)) if not _OURS.fullmatch(name)]
-            if strangers:
+        while True:
+            try:
+                self._path.mkdir(exist_ok=True)
+                strangers = [name for name in sorted(os.listdir(self._path)) if not _OURS.fullmatch(name)]
+                if strangers:
+                    raise UsageError(
+                        f"expected {self._path} to hold parts of a video only, got {strangers[0]}; move it away"
+                    )
+                lock = (self._path / _LOCK).open("wb")
+            except OSError as error:
+                raise OutputError(
+                    f"cannot use the folder {self._path}: {error.strerror}; name another output"
+                ) from error
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.close()
                 raise UsageError(
-                    f"expected {self._path} to hold parts of a video only, got {strangers[0]}; move it away"
-                )
-            lock = (self._path / _LOCK).open("wb")
-        except OSError as error:
-            raise OutputError(f"cannot use the folder {self._path}: {error.strerror}; name another output") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+                    f"another run is at work on {self._path}; wait for it, or name another output"
+                ) from None
+            # A run that has ended since the file was opened has removed it, and the next one would make a new one.
+            with suppress(OSError):
+                if os.path.samestat(os.fstat(lock.fileno()), (self._path / _LOCK).stat()):
+                    return lock
             lock.close()
-            raise UsageError(f"another run is at work on {self._path}; wait for it, or name another output") from None
-        return lock
 
     def _read(self) -> tuple[list[Segment] | None, int | None]:
         try:

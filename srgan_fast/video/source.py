@@ -258,6 +258,10 @@ class Source:
 
     @contextmanager
     def opened(self) -> Iterator[tuple[Any, Any]]:
+        """PyAV's container and its video, for the time of a block.
+
+        Raises:  InputError for what is not a video, is only a list of others, or is too large
+        """
         try:
             container = self._container()
         except (*FFMPEG_ERRORS, OSError, ValueError) as error:

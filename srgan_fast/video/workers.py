@@ -226,8 +226,6 @@ class Processes:
     def listen(self, seconds: float) -> list[tuple[int, Word]]:
         """What workers have said; waits for a word no longer than that."""
         numbers = {end: number for number, end in enumerate(self._ends) if end is not None}
-        if not numbers:
-            time.sleep(seconds)
         said: list[tuple[int, Word]] = []
         for end in wait(list(numbers), seconds):
             assert isinstance(end, Connection)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +19,12 @@ from torch import Tensor
 
 from srgan_fast.atomic import atomic
 from srgan_fast.errors import InputError, OutputError, SRGANFastError, UsageError
-from srgan_fast.evaluate.benchmark import METHODS, chosen_method, images, made_by_others, pair, pixels
+from srgan_fast.evaluate.benchmark import Choice, chosen_method, images, made_by_others, pair, pixels
 from srgan_fast.evaluate.mos.order import can_be_apart
 from srgan_fast.evaluate.mos.study import REFERENCE, STUDY_FILE, Method, Phase, Stimulus, Study, check_name, load
 from srgan_fast.evaluate.sets import digest
 from srgan_fast.image import read_rgb
 from srgan_fast.resize import imresize_down, nearest_up
-from srgan_fast.weights import bundled
 
 _MOST_REPEATS = 5
 
@@ -133,17 +132,19 @@ def _sources(methods: Sequence[str], files: Sequence[Path], scale: int | None) -
     """The methods as the user named them, the scale that they share, and which files of theirs are left over."""
     if not methods:
         raise UsageError("expected at least one method to compare with the originals, got none; give --method")
-    places = [_named(text) for text in methods]
-    names = [name for name, _ in places]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UsageError(f"expected methods of different names, got {twice} twice; call one otherwise: NAME=PATH")
+    choices: dict[str, Choice] = {}
+    for text in methods:
+        choice = Choice.parse(text)
+        name = check_name(choice.name or choice.method or choice.model or "")
+        if name in choices:
+            raise UsageError(f"expected methods of different names, got {name} twice; call one otherwise: NAME=PATH")
+        choices[name] = choice
 
-    # Networks first: the others follow their scale.
+    # Networks first: the others follow their scale. They are noted by the name that their file has for them.
     networks = {
-        name: chosen_method(None, name if place is None else None, place, scale, "fp32")
-        for name, place in places
-        if (name not in METHODS if place is None else not place.is_dir())
+        name: chosen_method(replace(choice, name=None), scale, "fp32")
+        for name, choice in choices.items()
+        if choice.model is not None or choice.weights is not None
     }
     scales = {network[1] for network in networks.values()} or {scale or 4}
     if len(scales) > 1:
@@ -152,28 +153,19 @@ def _sources(methods: Sequence[str], files: Sequence[Path], scale: int | None) -
     (shared,) = scales
 
     sources, remarks = [], []
-    for name, place in places:
+    for name, choice in choices.items():
         if name in networks:
             label, _, precision, upscale = networks[name]
-            sha256 = None if place is None else digest(place)
+            sha256 = None if choice.weights is None else digest(choice.weights)
             sources.append(_Source(Method(name, f"{label}, {precision}", sha256), upscale))
-        elif place is None:
-            sources.append(_Source(Method(name, name), chosen_method(name, None, None, shared, "fp32")[3]))
+        elif choice.folder is None:
+            sources.append(_Source(Method(name, name), chosen_method(choice, shared, "fp32")[3]))
         else:
-            found, unused = made_by_others(name, place, files)
+            found, unused = made_by_others(name, choice.folder, files)
             sources.append(_Source(Method(name, "files made elsewhere"), files=found))
             if unused:
-                remarks.append(f"{unused} other images in {place} are left alone")
+                remarks.append(f"{unused} other images in {choice.folder} are left alone")
     return sources, shared, remarks
-
-
-def _named(text: str) -> tuple[str, Path | None]:
-    """A method's name and its path, if it has one."""
-    name, given, place = text.partition("=")
-    known = [*METHODS, *bundled()]
-    if not (given or name in known) or (given and not place):
-        raise UsageError(f"expected {', '.join(known)}, or NAME=PATH of weights or of a folder of images, got {text}")
-    return check_name(name), Path(place) if given else None
 
 
 def _version(source: _Source, path: Path, hr: Tensor, lr: Tensor) -> Tensor:

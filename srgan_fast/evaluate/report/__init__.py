@@ -14,9 +14,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from srgan_fast import __version__
-from srgan_fast.atomic import atomic
-from srgan_fast.errors import OutputError
+from srgan_fast import __version__, outputs
 from srgan_fast.evaluate.benchmark import Comparison
 from srgan_fast.evaluate.report import sections
 from srgan_fast.evaluate.report.opinions import read_opinions
@@ -32,7 +30,7 @@ from srgan_fast.evaluate.report.sections import Shown
 from srgan_fast.evaluate.sets import Collection
 from srgan_fast.resize import imresize_up
 
-__all__ = ["Report", "read_opinions", "write_text"]
+__all__ = ["Report", "read_opinions"]
 
 PICTURES = 20
 
@@ -77,7 +75,7 @@ class Report:
 
         Raises:  OutputError if it cannot be written
         """
-        write_text(path, self.page(results, known=known, opinions=opinions))
+        outputs.write(path, self.page(results, known=known, opinions=opinions))
 
     def page(
         self,
@@ -112,18 +110,6 @@ class Report:
             body=f"{sections.summary(results, known)}\n<nav>{links}</nav>\n{body}",
             version=__version__,
         )
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all.
-
-    Raises:  OutputError if it cannot be written
-    """
-    try:
-        with atomic(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise OutputError(f"expected to write {path}, got: {error.strerror}; choose another place") from None
 
 
 def _begun(comparison: Comparison) -> Shown:
