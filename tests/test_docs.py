@@ -36,7 +36,7 @@ FENCE = re.compile(r"^```(.*?)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 # What an example would take hours for, made short by options behind its own.
 SHORTER = {
-    "train": ("--steps", 1, "--batch", 1, "--crop", 32, "--blocks", 1, "--width", 4),
+    "train": ("--steps", 1, "--batch", 1, "--crop", 32, "--width", 4),  # not --blocks, in which --init has to fit
     "pack": ("--smallest", 32),
     "bench": ("--size", "16x16", "--runs", 1),
     "bench video": ("--size", "16x16", "--runs", 1, "--frames", 3),

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Any video that ffmpeg reads, in any codec that it writes: with_ffmpeg.sh IN OUT [options of srgan-fast upscale]
-# y4m has no sound, no timestamps and no colour tags: the sound is taken from IN, the matrix of SD is BT.601 and that of
-# HD is BT.709 (--matrix says otherwise), and a variable frame rate becomes a constant one.
+# y4m has no sound, no timestamps and no colour tags: the sound is taken from IN, a variable frame rate becomes a constant
+# one, and colours are taken for BT.709, as HD has them. For SD write bt601 and smpte170m in the places of the two bt709.
 set -eu
 in=$1 out=$2
 shift 2
