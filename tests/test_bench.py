@@ -282,6 +282,7 @@ def test_check_fails_when_a_path_disagrees(
     check()
     printed = capsys.readouterr().out
     assert "backend eager: available" in printed
+    assert f"model srresnet_x4: digest {model.info.digest[:16]}\n" in printed
     assert "FAIL" not in printed
     for path in ("eager fp32", "banded fp32", "tiled fp32", "eager bf16", "banded bf16", "tiled bf16"):
         assert f"parity {path} on cpu: pass" in printed

@@ -144,7 +144,7 @@ def test_without_a_gpu_all_is_said_and_nothing_removed(
 ) -> None:
     published(tiny)
     monkeypatch.setattr(library, "_is_nvidia", lambda device: False)
-    said = "it needs an NVIDIA GPU and driver, and the device is cuda"
+    said = "it needs an NVIDIA GPU and driver, and torch sees none"
     for arguments in (("build",), ("check",), ("clean", "--unusable")):
         code, out, err = run("trt", *arguments)
         assert code == 3

@@ -35,6 +35,7 @@ def check(
     """Say what this machine has and which backends run here, and prove that the fast paths equal the reference."""
     import torch
 
+    from srgan_fast import weights
     from srgan_fast.backends import BACKENDS
     from srgan_fast.backends.probe import Ok
 
@@ -54,6 +55,8 @@ def check(
         print("GPU: this torch is built without CUDA; for an NVIDIA GPU install torch from pytorch.org's CUDA index")
     else:
         print("GPU: none that torch sees; look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+    for name in weights.bundled():
+        print(f"model {name}: digest {weights.load(name).info.digest[:16]}")
     for name, entry in BACKENDS.items():
         answer = entry.probe(_devices()[-1])
         said = "available" if isinstance(answer, Ok) else f"not available: {answer.reason}; {answer.fix}"

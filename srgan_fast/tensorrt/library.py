@@ -37,9 +37,10 @@ _log = logging.getLogger(__name__)
 def why_not(device: str) -> tuple[str, str] | None:
     """Why TensorRT cannot run on a device, and what would change that; None if it can. Loads nothing of it."""
     if not _is_nvidia(torch.device(device)):
+        asked = torch.device(device).type == "cuda"
         return (
-            f"it needs an NVIDIA GPU and driver, and the device is {device}",
-            "choose --device cuda on a machine with one, or another --backend",
+            f"it needs an NVIDIA GPU and driver, and {'torch sees none' if asked else f'the device is {device}'}",
+            "choose --device cuda on a machine that has one, and a torch that is built for CUDA, or another --backend",
         )
     if importlib.util.find_spec("tensorrt") is None:
         return "it is not installed", f"pip install '{_package()}', whose libraries come from NVIDIA's own index"

@@ -53,6 +53,8 @@ def _difference(network: nn.Module, wanted: GeneratorConfig) -> str:
     if not isinstance(network, Generator):
         return f"architecture ({type(network).__name__})"
     there, here = asdict(network.config), asdict(wanted)
+    if network.config.norm == "none" and wanted.norm == "batch":  # no obstacle: see `can_normalise`
+        there |= {"norm": here["norm"], "bias": here["bias"]}
     return ", ".join(f"{key} ({there[key]} there, {here[key]} here)" for key in here if there[key] != here[key])
 
 
