@@ -128,7 +128,7 @@ def test_no_gpu_is_found_before_anything_of_the_library(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "tensorrt", Trap("tensorrt"))
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused("needs an NVIDIA GPU and driver, and the device is cuda; choose --device cuda on a machine with one")
+    refused("needs an NVIDIA GPU and driver, and torch sees none; choose --device cuda on a machine that has one")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert "the device is cpu" in str(library.why_not("cpu"))
     monkeypatch.setattr(torch.version, "cuda", None)  # torch for AMD calls its GPUs cuda too
