@@ -24,11 +24,15 @@ def measured_in(module: str, limit_s: float, arguments: Sequence[Any], options: 
     except subprocess.TimeoutExpired:
         raise SRGANFastError(f"the compiler was not done after {limit_s:g} s; raise --compile-limit-s") from None
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise SRGANFastError(f"the measured process ended with {done.returncode} ({last})")
+        raise SRGANFastError(f"the measured process ended with {done.returncode} ({last_words(done)})")
     # Compilers write to the standard output too; the records are its last line.
     found: list[Record] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def last_words(ended: subprocess.CompletedProcess[str]) -> str:
+    """The last line of what a process said before it failed."""
+    return (ended.stderr.strip().splitlines() or ["no output"])[-1]
 
 
 def answer(measure: Callable[..., Iterable[Record]]) -> None:

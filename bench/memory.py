@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from srgan_fast.bench.child import last_words
 from srgan_fast.bench.record import record
 from srgan_fast.errors import MemoryBudgetError, SRGANFastError
 from srgan_fast.memory import peak_resident_bytes, resident_bytes
@@ -36,7 +37,7 @@ def measure(
     command = [sys.executable, "-m", __spec__.name, *asked]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        last = last_words(done)
         if done.returncode == MemoryBudgetError.exit_code:
             raise MemoryBudgetError(last)
         raise SRGANFastError(f"the measured process ended with {done.returncode} ({last}); try a smaller --size")

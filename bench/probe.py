@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from srgan_fast.bench.child import last_words
 from srgan_fast.bench.device import synchronise
 from srgan_fast.errors import SRGANFastError
 from srgan_fast.kernels import hopper, nvrtc
@@ -65,8 +66,7 @@ def measure(model: str, device: str, sizes: list[tuple[int, int]], cache: Path) 
     for _ in range(2):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            raise SRGANFastError(f"the first use of {model} ended with {done.returncode} ({last})")
+            raise SRGANFastError(f"the first use of {model} ended with {done.returncode} ({last_words(done)})")
         found.append(json.loads(done.stdout.splitlines()[-1]))
     cold, warm = found
     checks = warm.pop("checks")
