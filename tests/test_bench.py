@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,25 @@ def test_the_readme_is_fresh() -> None:
     assert plot.is_fresh(readme.shown(load_records()), readme.PLOT)
     with pytest.raises(ValueError, match="once each"):
         readme.filled("no marks")
+
+
+@of_tree
+def test_records_that_the_docs_name_are_there() -> None:
+    """And what docs/scale.md computes from two of them follows from these."""
+    known = load_records()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        for name in re.findall(r"`([0-9a-f]{12})`", path.read_text()):
+            assert name in known, f"{path.name} names a record that is not there: {name}"
+    text = (ROOT / "docs" / "scale.md").read_text()
+    cited = re.findall(r"([\d.]+) ms in (fp32|bf16)\s+\(`([0-9a-f]{12})`\)", text)
+    p50 = {dtype: known[name]["latency_ms"]["p50"] for _, dtype, name in cited}
+    assert [f"{p50[dtype]:.1f}" for dtype in ("fp32", "bf16")] == [ms for ms, _, _ in cited]
+    rows = re.findall(r"^\| (\d+)x(\d+) \| (\d+) \| (\d+) \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 5
+    for width, height, *hours in rows:
+        # 25 frames a second: seconds of work for a second of video.
+        fp32, bf16 = (int(width) * int(height) / 128**2 * 25 * p50[dtype] / 1e3 for dtype in ("fp32", "bf16"))
+        assert hours == [f"{fp32:.0f}", f"{bf16:.0f}", f"{round(bf16 * 10) * 1000:,}"]
 
 
 def test_a_record_does_not_say_where_files_lie(monkeypatch: pytest.MonkeyPatch) -> None:
