@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import one_line
 from PIL import Image
 
 from srgan_fast import image
@@ -30,12 +31,6 @@ def run(run: Run, tiny: Path) -> Run:
         return run("upscale", *arguments, *(() if named else ("--weights", tiny)))
 
     return upscale
-
-
-def one_line(result: tuple[int, str, str], code: int, message: str) -> None:
-    assert result[0] == code, result
-    assert message in result[2]
-    assert result[2].count("\n") == 1, result[2]
 
 
 def save(path: Path, height: int = 9, width: int = 7, channels: int = 3) -> Path:
