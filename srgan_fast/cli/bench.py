@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from srgan_fast.cli.options import EITHER
+from srgan_fast.cli.options import EITHER, HR, LR, LR_UNASKED, MEMORY, PRECISION
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import OutputError, UsageError
 from srgan_fast.outputs import check_file
@@ -55,7 +55,7 @@ def bench(
         str | None,
         typer.Argument(metavar="SUITE", help="What to measure, one of those above.", show_default="frame"),
     ] = None,
-    model: Annotated[str, typer.Option(metavar="NAME|FILE", help=EITHER)] = "srresnet_x4",
+    model: Annotated[str, typer.Option(metavar="NAME|FILE", help=f"{EITHER}.")] = "srresnet_x4",
     suite: Annotated[
         str | None, typer.Option(metavar="SUITE", help="Another way to name the suite.", show_default="frame")
     ] = None,
@@ -88,30 +88,27 @@ def bench(
         str,
         typer.Option(
             metavar="NAME",
-            help="What the network computes in: auto, fp32, bf16; on a GPU fp16, int8; suites memory, reuse and video"
-            " only.",
+            help=f"{PRECISION}; suites memory, reuse and video only.",
         ),
     ] = "auto",
     memory: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Most memory of the process, such as 2G or 512M; suite memory only.",
+            help=f"{MEMORY}; suite memory only.",
             show_default="no limit",
         ),
     ] = None,
     hr: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Folder of original images; suite precision only, which needs it.", readable=False
-        ),
+        typer.Option(metavar="FOLDER", help=f"{HR}; suite precision only, which needs it.", readable=False),
     ] = None,
     lr: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder of their LR images, of equal stem or called STEM_*LR*; suite precision only.",
-            show_default="made from HR by MATLAB's imresize",
+            help=f"{LR}; suite precision only.",
+            show_default=LR_UNASKED,
             readable=False,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from srgan_fast.cli.options import ModelArgument
+from srgan_fast.cli.options import HR, ModelArgument
 from srgan_fast.errors import UsageError
 from srgan_fast.outputs import check_file, same
 
@@ -17,9 +17,7 @@ def calibrate(
     model: ModelArgument,
     images: Annotated[
         Path,
-        typer.Option(
-            metavar="FOLDER", help="Folder of original images; LR is made from them as for training.", readable=False
-        ),
+        typer.Option(metavar="FOLDER", help=f"{HR}; LR is made from them as for training.", readable=False),
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Weights file to write, a .safetensors.", readable=False)],
     percentile: Annotated[

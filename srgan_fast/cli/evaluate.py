@@ -13,7 +13,7 @@ from srgan_fast.cli.options import BUNDLED, METHOD, METHODS, WEIGHTS, HRFolder, 
 def evaluate(
     hr_folder: HRFolder,
     method: Annotated[list[str] | None, typer.Option(metavar=METHOD, help=METHODS, show_default="srresnet_x4")] = None,
-    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"{BUNDLED[:-1]}; may be repeated.")] = None,
+    model: Annotated[list[str] | None, typer.Option(metavar="NAME", help=f"{BUNDLED}; may be repeated.")] = None,
     weights: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}; may be repeated.", readable=False)
     ] = None,

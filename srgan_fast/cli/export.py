@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from srgan_fast.cli.options import LEAKY_RELU, ModelArgument
+from srgan_fast.cli.options import EnginePrecision, LeakyRelu, ModelArgument
 from srgan_fast.errors import UsageError
 from srgan_fast.outputs import check_file, same, write
 
@@ -16,13 +16,11 @@ from srgan_fast.outputs import check_file, same, write
 def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="ONNX file to write, an .onnx.", readable=False)],
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")
-    ] = "fp16",
+    precision: EnginePrecision = "fp16",
     frames: Annotated[
         str, typer.Option(metavar="NAME", help="Frames in and out: uint8 (NHWC), or float (float32 NCHW in 0 to 1).")
     ] = "uint8",
-    leaky_relu: Annotated[bool, typer.Option("--leaky-relu", help=LEAKY_RELU)] = False,
+    leaky_relu: LeakyRelu = False,
 ) -> None:
     """Write a model as one ONNX file for every engine; a file that does not equal the network is not written."""
     if out.suffix != ".onnx":

@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
-# A model by one word, where a command has a place for one.
-EITHER = "Bundled model, or a weights file: ours or a known community checkpoint."
-BUNDLED = "Name of a bundled model."
+# Without a full stop: some commands add to them.
+EITHER = "Bundled model, or a weights file: ours or a known community checkpoint"
+BUNDLED = "Name of a bundled model"
 WEIGHTS = "Weights file, ours or a known community checkpoint"
-LEAKY_RELU = "Write a PReLU whose channels share one slope as LeakyRelu: the same function."
+HR = "Folder of original images"
+LR = "Folder of their LR images, of equal stem or called STEM_*LR*"
+LR_UNASKED = "made from HR by MATLAB's imresize"
+MEMORY = "Most memory of the process, such as 2G or 512M"
+PRECISION = "What the network computes in: auto, fp32, bf16; on a GPU fp16, int8"
 
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=EITHER)]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help=f"{EITHER}.")]
+# What engines are made from: `export` and `trt build`.
+EnginePrecision = Annotated[str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")]
+LeakyRelu = Annotated[
+    bool,
+    typer.Option("--leaky-relu", help="Write a PReLU whose channels share one slope as LeakyRelu: the same function."),
+]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
 ]
@@ -24,13 +34,13 @@ METHODS = (
     "Method: bicubic, nearest, a bundled model, or NAME=PATH of weights or of a folder of pictures made by others;"
     " may be repeated."
 )
-HRFolder = Annotated[Path, typer.Argument(metavar="HR_FOLDER", help="Folder of original images.", readable=False)]
+HRFolder = Annotated[Path, typer.Argument(metavar="HR_FOLDER", help=f"{HR}.", readable=False)]
 LRFolder = Annotated[
     Path | None,
     typer.Option(
         metavar="FOLDER",
-        help="Folder of their LR images, of equal stem or called STEM_*LR*.",
-        show_default="made from HR by MATLAB's imresize",
+        help=f"{LR}.",
+        show_default=LR_UNASKED,
         readable=False,
     ),
 ]

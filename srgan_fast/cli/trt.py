@@ -14,7 +14,7 @@ import typer
 
 from srgan_fast import __version__
 from srgan_fast.cli.check import version_of
-from srgan_fast.cli.options import BUNDLED, LEAKY_RELU, WEIGHTS, ModelArgument
+from srgan_fast.cli.options import BUNDLED, WEIGHTS, EnginePrecision, LeakyRelu, ModelArgument
 from srgan_fast.cli.sizes import parse_size
 from srgan_fast.errors import BackendUnavailable, Interrupted, UsageError
 
@@ -29,13 +29,13 @@ _CHECKED = 64  # pixels a side: an engine for so small a frame is built in the l
 
 @app.command()
 def build(
-    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=BUNDLED, show_default="srresnet_x4")] = None,
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help=f"{BUNDLED}.", show_default="srresnet_x4")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}, instead of MODEL.", readable=False)
     ] = None,
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="What the network computes in: fp16 or fp32.")
-    ] = "fp16",
+    precision: EnginePrecision = "fp16",
     size: Annotated[
         list[str] | None,
         typer.Option(
@@ -51,7 +51,7 @@ def build(
     workspace: Annotated[
         str, typer.Option(metavar="SIZE", help="Most GPU memory that a layer may work in, such as 2G or 512M.")
     ] = "2G",
-    leaky_relu: Annotated[bool, typer.Option("--leaky-relu", help=LEAKY_RELU)] = False,
+    leaky_relu: LeakyRelu = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build again what is there already.")] = False,
     device: _Device = "cuda",
 ) -> None:

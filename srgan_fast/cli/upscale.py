@@ -14,7 +14,7 @@ import typer
 
 from srgan_fast.cli import crew, pipe, video
 from srgan_fast.cli.folder import Job, Jobs, jobs_of
-from srgan_fast.cli.options import BUNDLED, WEIGHTS, Device
+from srgan_fast.cli.options import BUNDLED, MEMORY, PRECISION, WEIGHTS, Device
 from srgan_fast.errors import InputError, Interrupted, MemoryBudgetError, OutputError, SRGANFastError, UsageError
 from srgan_fast.outputs import check_folder, make_folder, same
 
@@ -31,7 +31,7 @@ def upscale(
     target: Annotated[
         Path, typer.Argument(metavar="OUT", help="Image, video or folder to write, or - for stdout.", readable=False)
     ],
-    model: Annotated[str | None, typer.Option(metavar="NAME", help=BUNDLED, show_default="srresnet_x4")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help=f"{BUNDLED}.", show_default="srresnet_x4")] = None,
     weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help=f"{WEIGHTS}, instead of --model.", readable=False)
     ] = None,
@@ -39,15 +39,13 @@ def upscale(
         int | None, typer.Option(help="Refuse a model of another scale.", show_default="that of the model")
     ] = None,
     device: Device = "auto",
-    precision: Annotated[
-        str, typer.Option(metavar="NAME", help="What the network computes in: auto, fp32, bf16; on a GPU fp16, int8.")
-    ] = "auto",
+    precision: Annotated[str, typer.Option(metavar="NAME", help=f"{PRECISION}.")] = "auto",
     backend: Annotated[
         str, typer.Option(metavar="NAME", help="What runs the network: auto, or one that `srgan-fast check` lists.")
     ] = "auto",
     memory: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="Most memory of the process, such as 2G or 512M.", show_default="no limit"),
+        typer.Option(metavar="SIZE", help=f"{MEMORY}.", show_default="no limit"),
     ] = None,
     tile: Annotated[
         int | None,

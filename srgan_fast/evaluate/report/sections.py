@@ -256,28 +256,22 @@ def _depths(kind: str, members: Sequence[Mapping[str, Any]]) -> str:
     chart = ""
     if any(math.isfinite(psnr) for _, psnr in places):
         blocks, psnrs = zip(*places, strict=True)
+        depths = sorted(set(blocks))
         series = [Line(kind, blocks, psnrs, joined=not told)]
-        if len(set(blocks)) < len(blocks) and not told:
-            means = {each: _mean_at(each, places) for each in sorted(set(blocks))}
-            series = [
-                Line("mean of each depth", tuple(means), tuple(means.values())),
-                Line("each network", blocks, psnrs, joined=False),
-            ]
+        if len(depths) < len(blocks) and not told:
+            means = [statistics.fmean(psnr for other, psnr in places if other == each) for each in depths]
+            series = [Line("mean of each depth", depths, means), Line("each network", blocks, psnrs, joined=False)]
         chart = lines(
             series,
             x_label="residual blocks",
             y_label=f"PSNR, dB, {protocol}",
             title=f"PSNR by the number of residual blocks of {kind}",
-            x_ticks=sorted(set(blocks)),
+            x_ticks=depths,
         )
     return (
         f"<h3>{html.escape(kind)}</h3><p>Networks of one kind by their residual blocks.{told}</p>"
         f'<div class="wide"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>{chart}'
     )
-
-
-def _mean_at(blocks: int, places: Sequence[tuple[int, float]]) -> float:
-    return statistics.fmean(psnr for other, psnr in places if other == blocks)
 
 
 def opinions(found: Mapping[str, Any], results: Results) -> str:
