@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import of_tree
+from records import cleaned
 
 from srgan_fast import weights
 from srgan_fast.bench import ceiling, claims, frame, memory, plot, readme
@@ -55,10 +56,7 @@ def clean(measured: list[Record]) -> dict[str, Record]:
         one["latency_ms"] = latency([8.0, 10.0, 12.0] if one["impl"] == "plain" else [4.0, 5.0, 6.0])
     for one in frames:
         one["derived"] = timed_figures(one, frames, ceilings)
-    for one in [*ceilings, *frames]:
-        one["env"]["dirty"] = False
-        one["id"] = content_id(one)
-    return {one["id"]: one for one in [*ceilings, *frames]}
+    return {one["id"]: one for one in cleaned([*ceilings, *frames])}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import of_tree
+from records import cleaned
 
 from srgan_fast.bench import gpu, parts
 from srgan_fast.bench import record as records_module
@@ -131,9 +132,7 @@ def test_a_run_survives_what_its_parts_do(
             break
         time.sleep(0.1)
     assert not alive(pid), "what a hanging part had started was left running"
-    for one in gpu.read(file):
-        one["env"]["dirty"] = False
-        one["id"] = content_id(one)
+    for one in cleaned(gpu.read(file)):
         verify(one, [])
     # On with what was not reached, in the same file; what failed stays failed.
     assert gpu.unfinished(file, fakes) == ["absent", "long"]

@@ -15,6 +15,7 @@ import emulated
 import pytest
 import torch
 from ahead_of_time import sass
+from records import cleaned
 from test_hopper import Noting
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from srgan_fast.bench import ceiling, frame, gpu, kernel, parts, probe, rates, t
 from srgan_fast.bench.claims import Claim, judge, verify
 from srgan_fast.bench.figures import timed_figures
 from srgan_fast.bench.held import exercise, held
-from srgan_fast.bench.record import content_id, latency
+from srgan_fast.bench.record import latency
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError
 from srgan_fast.kernels import hopper, nvrtc
 from srgan_fast.kernels.conv3x3 import sm90
@@ -35,14 +36,6 @@ Record = dict[str, Any]
 CPU = torch.device("cpu")
 needs_emulator = pytest.mark.skipif(emulated.COMPILER is None, reason=emulated.NO_COMPILER)
 needs_nvrtc = pytest.mark.skipif(nvrtc.why_not() is not None, reason="; ".join(nvrtc.why_not() or ()))
-
-
-def cleaned(records: list[Record]) -> list[Record]:
-    found: list[Record] = json.loads(json.dumps(records))
-    for one in found:
-        one["env"]["dirty"] = False
-        one["id"] = content_id(one)
-    return found
 
 
 # --- rates ------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from srgan_fast.bench import ceiling, frame, kernel, memory, parts, peers, plot,
 from srgan_fast.bench.claims import verify
 from srgan_fast.bench.figures import ceiling_figures, checked_figures, timed_figures
 from srgan_fast.bench.peers import compile as compile_peer
-from srgan_fast.bench.record import ROOT, content_id, latency
+from srgan_fast.bench.record import ROOT, latency
 from srgan_fast.cli.bench import bench
 from srgan_fast.errors import BackendUnavailable, ParityError, SRGANFastError, UsageError
 from srgan_fast.kernels.parity import check_case
@@ -294,11 +294,9 @@ def test_timed_parts_keep_what_they_measure(on_a_cpu: list[dict[str, Any]], caps
         on_a_cpu.clear()
         run(on_a_cpu.append)
         assert [one["suite"] for one in on_a_cpu[:3]][:2] == ["ceiling"] * 2
-        for one in on_a_cpu:
-            one["env"]["dirty"] = False
-            one["id"] = content_id(one)
-        for one in on_a_cpu:
-            verify(one, on_a_cpu)
+        found = cleaned(on_a_cpu)
+        for one in found:
+            verify(one, found)
     printed = capsys.readouterr().out
     for said in ("tiny, 7x9 LR, batch 2", "doubling (whole), 5x3 LR"):
         assert said in printed

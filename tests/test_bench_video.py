@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from records import cleaned
 from torch import Tensor
 
 from srgan_fast.bench import parts, roundtrip, video
@@ -50,16 +51,8 @@ def measured(tiny: str) -> Record:
     return video.measure(tiny, 16, 24, 5, 2, "cpu", "fp32", with_peers=True)
 
 
-def cleaned(one: Record) -> Record:
-    """A record as a clean tree gives it, through JSON as in a file."""
-    found: Record = json.loads(json.dumps(one))
-    found["env"]["dirty"] = False
-    found["id"] = content_id(found)
-    return found
-
-
 def test_every_way_is_in_one_sound_record(measured: Record) -> None:
-    one = cleaned(measured)
+    (one,) = cleaned([measured])
     verify(one, [one])
     ways = {"model", "null", "sleep", "libx264", "floor libx264", "png", *(f"alone {name}" for name in ALONE)}
     assert set(one["raw"]["seconds"]) == set(one["raw"]["cpu_s"]) == ways | ({"opencv"} - set(one["left_out"]))
@@ -131,7 +124,7 @@ def test_what_is_wrong_has_no_speed(broken: str, tiny: str, monkeypatch: pytest.
     table = video_table(found)
     assert {row[1:] for row in table.rows} == {("-",) * 4}
     assert any("gate failed" in note for note in table.notes)
-    one = cleaned(found)
+    (one,) = cleaned([found])
     verify(one, [one])
 
 
@@ -237,7 +230,7 @@ def test_stages_tell_what_they_had_of_a_core() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu(tiny: str) -> None:
-    one = cleaned(video.measure(tiny, 64, 96, 40, 1, "cuda", "fp16"))
+    (one,) = cleaned([video.measure(tiny, 64, 96, 40, 1, "cuda", "fp16")])
     verify(one, [one])
     assert one["quality"]["gate"] == "pass"
     assert 0 < one["derived"]["gpu_busy"] <= 1

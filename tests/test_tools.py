@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ROOT, script
-from PIL import Image
 
 
 def test_figures_in_the_docs_are_those_that_the_script_draws(tmp_path: Path) -> None:
@@ -57,23 +52,3 @@ def test_the_table_of_depths_is_that_of_the_scores() -> None:
         cells = [*both, tuple(map(statistics.fmean, zip(*both, strict=True)))]
         said = " | ".join(f"{psnr_db:.3f} dB / {ssim:.4f}" for psnr_db, ssim in cells)
         assert f"| {blocks} | {parameters:,} | {said} |" in (ROOT / "docs" / "report.md").read_text()
-
-
-@pytest.mark.slow
-def test_an_ablation_trains_each_depth_once_and_goes_on(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (120, 100, 3), dtype=np.uint8)
-    (tmp_path / "photos").mkdir()
-    Image.fromarray(noise).save(tmp_path / "photos" / "noise.png")
-    command = [sys.executable, ROOT / "tools" / "ablate_depth.py", tmp_path / "photos", tmp_path / "out"]
-    command += ["--hr", tmp_path / "photos", "--seeds", "1", "--steps", "2", "--blocks"]
-
-    def trained(*blocks: str) -> list[str]:
-        done = subprocess.run([*command, *blocks], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"trained 2 steps -> \S+/blocks_(\d)_seed_1/", done.stdout)
-
-    assert trained("1") == ["1"]
-    assert trained("1", "2") == ["2"]
-    scores = json.loads((tmp_path / "out" / "depth.json").read_text())
-    assert [one["network"]["blocks"] for one in scores] == [1, 2]
-    assert 'id="depth"' in (tmp_path / "out" / "depth.html").read_text()
